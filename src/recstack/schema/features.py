@@ -1,0 +1,222 @@
+"""Columns and what they mean. Frozen and free of torch, so that a schema is a value: compared, hashed, stored."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from recstack.errors import SchemaError, unknown
+
+ROLES = ("user", "item", "context", "history", "domain", "pair")
+REQUEST_ROLES = ("user", "context", "domain")  # stored and computed once per request
+CANDIDATE_ROLES = ("item", "pair")  # one value per candidate
+POOLINGS = ("mean", "sum", "max")
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A column with a name and a role; use one of the kinds below."""
+
+    name: str
+    role: str = "context"
+
+    kind: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise SchemaError(f"A feature's name is a non-empty text; got {self.name!r}.")
+        if "@" in self.name:
+            raise SchemaError(
+                f"Feature name {self.name!r} holds '@', which marks what is not a feature. Rename the column."
+            )
+        if self.role not in ROLES:
+            raise unknown(f"role of feature {self.name!r}", self.role, ROLES, SchemaError)
+        if self.role == "history" and self.kind != "history":
+            raise SchemaError(
+                f"Feature {self.name!r} has role 'history'; declare History({self.name!r}, of=(...)) instead."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Only what differs from the defaults, so that files stay short."""
+        out: dict[str, Any] = {"kind": self.kind}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if f.name in ("name", "role") or value != f.default:
+                out[f.name] = list(value) if isinstance(value, tuple) else value
+        return out
+
+
+@dataclass(frozen=True)
+class _Embedded(Feature):
+    """What has rows in an embedding table."""
+
+    dim: int | None = None
+    table: str | None = None
+    group: str | None = None
+    arena: str | None = None
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "dim", "size")
+
+    @property
+    def table_name(self) -> str:
+        """The table that the ids look into; features that share one give the same name."""
+        return self.table or self.name
+
+
+@dataclass(frozen=True)
+class Categorical(_Embedded):
+    """Ids: a vocabulary learned from the training rows, or hashed into `buckets`.
+
+    Args:
+        name: the column.
+        role: user, item, context, domain or pair.
+        dim: width of its embedding; None takes the model's.
+        buckets: hash the values into that many rows instead of learning a vocabulary.
+        multi: the column holds lists of values, pooled by `pooling` (mean, sum or max).
+        max_len: keep that many of a list's values.
+        min_count: rarer values become out-of-vocabulary.
+        table: share an embedding table with another feature by giving both the same name.
+        group: name of a field group.
+        arena: keep the table apart from the others of its width (another optimiser, dtype or freezing).
+        size: rows of the table, padding (0) and out-of-vocabulary (1) included; filled in by `Encoder.fit`.
+    """
+
+    kind: ClassVar[str] = "categorical"
+
+    buckets: int | None = None
+    multi: bool = False
+    max_len: int | None = None
+    min_count: int = 1
+    pooling: str = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "buckets", "max_len", "min_count")
+        if self.pooling not in POOLINGS:
+            raise unknown(f"pooling of feature {self.name!r}", self.pooling, POOLINGS, SchemaError)
+
+
+@dataclass(frozen=True)
+class Text(_Embedded):
+    """Words of a text, hashed into `buckets` and pooled. Empty text gives zeros."""
+
+    kind: ClassVar[str] = "text"
+
+    buckets: int = 1 << 18
+    max_len: int = 64
+    pooling: str = "mean"
+
+    multi: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "buckets", "max_len")
+        if self.pooling not in POOLINGS:
+            raise unknown(f"pooling of feature {self.name!r}", self.pooling, POOLINGS, SchemaError)
+
+
+TRANSFORMS = ("log", "standard", "quantile", "bucketize")
+
+
+@dataclass(frozen=True)
+class Numeric(_Embedded):
+    """A number.
+
+    Args:
+        transform: None; "log" (sign(x)·log(1+|x|), then standardised); "standard" (mean 0, deviation 1 on the training
+            rows); "quantile" (the empirical distribution function, in [0, 1]); "bucketize" (equal-mass bins, embedded
+            like a Categorical).
+        fill: the value that replaces nulls, before the transform; without it a null is an error.
+        bins: how many bins for "bucketize", how many quantiles for "quantile".
+        powers: the powers fed to the model, (1, 2, 0.5) in YouTubeDNN; of the transformed value, sign kept.
+    """
+
+    kind: ClassVar[str] = "numeric"
+
+    transform: str | None = None
+    fill: float | None = None
+    bins: int = 64
+    powers: tuple[float, ...] = (1.0,)
+
+    multi: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.transform is not None and self.transform not in TRANSFORMS:
+            raise unknown(f"transform of feature {self.name!r}", self.transform, TRANSFORMS, SchemaError)
+        _positive(self, "bins")
+        object.__setattr__(self, "powers", tuple(float(p) for p in self.powers))
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the Encoder turns it into ids (bins) rather than into a float."""
+        return self.transform == "bucketize"
+
+
+@dataclass(frozen=True)
+class Vector(Feature):
+    """`size` given floats per row: an image or text vector, a profile from another model."""
+
+    kind: ClassVar[str] = "vector"
+
+    size: int = 0
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size < 1:
+            raise SchemaError(f"Vector {self.name!r} needs size=, the number of floats per row.")
+
+
+@dataclass(frozen=True)
+class History(Feature):
+    """The items a user met before this event. Reads the item tables by construction.
+
+    Args:
+        of: item features to read of each past item; the first is the item's key.
+        max_len: the most recent that are kept.
+        where: a label column that must be 1 for an event to enter ("click"); None takes every event.
+    """
+
+    kind: ClassVar[str] = "history"
+
+    role: str = "history"
+    of: tuple[str, ...] = ()
+    max_len: int = 50
+    where: str | None = None
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "of", (self.of,) if isinstance(self.of, str) else tuple(self.of))
+        super().__post_init__()
+        if self.role != "history":
+            raise SchemaError(f"History {self.name!r} has role {self.role!r}; a history's role is 'history'.")
+        if not self.of:
+            raise SchemaError(
+                f"History {self.name!r} needs of=(...): the item features it reads, the item's key first."
+            )
+        _positive(self, "max_len")
+
+
+def _positive(feature: Feature, *names: str) -> None:
+    for name in names:
+        value = getattr(feature, name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise SchemaError(f"Feature {feature.name!r}: {name} must be a whole number of at least 1; got {value!r}.")
+
+
+KINDS: dict[str, type[Feature]] = {cls.kind: cls for cls in (Categorical, Numeric, Text, Vector, History)}
+
+
+def is_embedded(feature: Feature) -> bool:
+    """Whether its value in a batch is an id that looks into a table."""
+    return isinstance(feature, Categorical | Text) or (isinstance(feature, Numeric) and feature.embedded)
+
+
+def is_multi(feature: Feature) -> bool:
+    """Whether one row holds several values."""
+    return isinstance(feature, Text) or (isinstance(feature, Categorical) and feature.multi)
