@@ -1,0 +1,217 @@
+"""Sparse gathering equals dense gathering; compiled updates equal the torch lines beside them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recstack.kernels import rows as kernel
+from recstack.kernels.rows import Gather, Rows, coalesced, dense_gather, sparse_gather
+
+
+def table(n=50, d=4, dtype=torch.float32):
+    w = torch.randn(n, d, dtype=dtype)
+    w[0] = 0
+    return w.requires_grad_()
+
+
+def bags(lengths):
+    return torch.tensor([0, *lengths]).cumsum(0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    ids=st.lists(st.integers(0, 9), max_size=30),
+    dtype=st.sampled_from([torch.int32, torch.int64]),
+    mean=st.sampled_from([None, False, True]),
+    data=st.data(),
+)
+def test_the_sparse_gradient_is_the_dense_one(ids, dtype, mean, data):
+    index, offsets = torch.tensor(ids, dtype=dtype), None
+    if mean is not None:
+        cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=5)))
+        offsets = torch.tensor([0, *cuts, len(ids)])
+    a, b = table(10), None
+    b = a.detach().clone().requires_grad_()
+    x = sparse_gather(a, Rows(index, offsets, bool(mean)))
+    y = dense_gather(b, Rows(index, offsets, bool(mean)))
+    assert torch.equal(x, y)
+    weight = torch.randn_like(x)
+    (x * weight).sum().backward()
+    (y * weight).sum().backward()
+    assert a.grad.is_sparse
+    torch.testing.assert_close(a.grad.to_dense(), b.grad)
+    grad = coalesced(a.grad)
+    assert grad.is_coalesced()
+    assert grad._values().data_ptr() == a.grad._values().data_ptr()  # nothing had to be sorted or copied
+    assert grad._indices()[0].tolist() == sorted(set(ids) - {0})
+
+
+def test_pooling_means_over_what_is_there():
+    w = table()
+    index = torch.tensor([3, 5, 0, 7], dtype=torch.int32)
+    got = dense_gather(w, Rows(index, bags([2, 0, 2]), mean=True))
+    torch.testing.assert_close(got, torch.stack([(w[3] + w[5]) / 2, torch.zeros(4), w[7]]))
+
+
+def test_any_leading_shape():
+    w, index = table(), torch.randint(0, 50, (3, 2, 5))
+    assert torch.equal(sparse_gather(w, Rows(index)), w[index])
+
+
+def test_several_backward_passes_share_one_order():
+    w, rows = table(), Rows(torch.randint(0, 50, (40,)))
+    y = sparse_gather(w, rows)
+    y.sum().backward(retain_graph=True)
+    plan = rows.plan
+    once = w.grad.to_dense().clone()
+    y.sum().backward()
+    assert rows.plan is plan
+    torch.testing.assert_close(w.grad.to_dense(), 2 * once)
+
+
+def test_two_tasks_have_gradients_on_equal_rows():
+    w, rows = table(), Rows(torch.randint(0, 50, (40,)))
+    y = sparse_gather(w, rows)
+    one, two = (torch.autograd.grad(loss, w, retain_graph=True)[0] for loss in (y.sum(), y.square().sum()))
+    assert torch.equal(one._indices(), two._indices())
+
+
+def test_accumulating_micro_batches_is_one_batch():
+    w, index = table(), torch.randint(0, 50, (60,))
+    sparse_gather(w, Rows(index)).square().sum().backward()
+    whole, w.grad = w.grad.to_dense(), None
+    for part in index.split(20):
+        sparse_gather(w, Rows(part)).square().sum().backward()
+    torch.testing.assert_close(w.grad.to_dense(), whole)
+    merged = coalesced(w.grad)
+    assert merged._indices()[0].tolist() == index.unique()[index.unique() > 0].tolist()
+    torch.testing.assert_close(merged.to_dense(), whole)
+
+
+def test_a_sparse_and_a_dense_use_in_one_graph_add_up():
+    w, index = table(), torch.randint(0, 50, (60,))
+    loss = lambda gather: gather(w, Rows(index)).sum() + w.square().sum()  # noqa: E731
+    (got,) = torch.autograd.grad(loss(sparse_gather), w)
+    (want,) = torch.autograd.grad(loss(dense_gather), w)
+    torch.testing.assert_close(got, want)
+
+
+def test_a_bf16_table_gets_the_sum_in_float32():
+    w = table(dtype=torch.bfloat16)
+    index = torch.full((1000,), 7)
+    sparse_gather(w, Rows(index)).sum().backward()
+    assert w.grad.dtype == torch.bfloat16
+    assert w.grad.to_dense()[7, 0] == 1000  # added up in bf16 it would stop at 256
+
+
+@pytest.mark.slow
+def test_compiled_through_the_gradient_stays_sparse():
+    w, index = table(), torch.randint(1, 50, (60,))
+
+    def loss(x):
+        return (sparse_gather(w, Rows(x)) * 2).square().sum()
+
+    torch.compile(loss, backend="eager")(index).backward()
+    assert w.grad.is_sparse
+
+
+UPDATES = {
+    "rowwise_adagrad_": lambda n, d: ([torch.rand(n)], (0.1, 1e-8)),
+    "adagrad_": lambda n, d: ([torch.rand(n, d)], (0.1, 1e-8)),
+    "lazy_adam_": lambda n, d: (
+        [torch.randn(n, d), torch.rand(n, d), torch.randint(0, 9, (n,), dtype=torch.int32)],
+        (0.1, (0.9, 0.999), 1e-8),
+    ),
+    "sgd_": lambda n, d: ([], (0.1,)),
+}
+
+
+def both(name, dtype, n=200, d=8, touched=60, threads=1, monkeypatch=None):
+    """The update by the compiled loop and by the torch lines, from equal beginnings."""
+    state, scalars = UPDATES[name](n, d)
+    weight, rows, grad = torch.randn(n, d, dtype=dtype), torch.randperm(n)[:touched].sort().values, None
+    grad = torch.randn(touched, d)
+    out = []
+    for native in (True, False):
+        w, s = weight.clone(), [x.clone() for x in state]
+        with monkeypatch.context() as m:
+            if not native:
+                m.setattr(kernel, "_native", lambda *a: False)
+            getattr(kernel, name)(w, *s, rows, grad, *scalars)
+        out.append([w, *s])
+    return weight, rows, out
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_the_loop_is_the_torch_lines(name, monkeypatch):
+    weight, rows, (fast, slow) = both(name, torch.float32, monkeypatch=monkeypatch)
+    for a, b in zip(fast, slow, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-7)
+    untouched = torch.ones(len(weight), dtype=torch.bool)
+    untouched[rows] = False
+    assert torch.equal(fast[0][untouched], weight[untouched])
+    assert not torch.equal(fast[0][rows], weight[rows])
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_the_number_of_threads_changes_no_bit(name, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    results = []
+    for chunk in (1 << 30, 50):
+        monkeypatch.setattr(kernel, "CHUNK", chunk)
+        torch.manual_seed(1)
+        results.append(both(name, torch.float32, touched=101, monkeypatch=monkeypatch)[2][0])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_bf16_weights_move_as_float32_ones_rounded(name, monkeypatch):
+    torch.manual_seed(0)
+    weight, rows, (fast, _) = both(name, torch.bfloat16, monkeypatch=monkeypatch)
+    torch.manual_seed(0)
+    state, scalars = UPDATES[name](200, 8)
+    weight, rows = torch.randn(200, 8, dtype=torch.bfloat16).float(), torch.randperm(200)[:60].sort().values
+    getattr(kernel, name)(weight, *state, rows, torch.randn(60, 8), *scalars)
+    torch.testing.assert_close(fast[0][rows].float(), weight[rows], rtol=1e-2, atol=1e-3)
+
+
+def test_rowwise_adagrad_by_hand():
+    w, total = torch.ones(3, 2), torch.tensor([0.0, 1.0, 2.0])
+    kernel.rowwise_adagrad_(w, total, torch.tensor([2]), torch.tensor([[3.0, 4.0]]), 0.5, 0.0)
+    rate = 0.5 / (2 + 12.5) ** 0.5
+    torch.testing.assert_close(w[2], torch.tensor([1 - 3 * rate, 1 - 4 * rate]))
+    assert total.tolist() == [0, 1, 14.5]
+
+
+def test_lazy_adam_is_adam_when_every_row_is_touched():
+    p = torch.nn.Parameter(torch.randn(20, 4))
+    w, state = p.detach().clone(), [torch.zeros(20, 4), torch.zeros(20, 4), torch.zeros(20, dtype=torch.int32)]
+    adam = torch.optim.Adam([p], lr=0.01)
+    for _ in range(5):
+        p.grad = torch.randn(20, 4)
+        kernel.lazy_adam_(w, *state, torch.arange(20), p.grad, 0.01, (0.9, 0.999), 1e-8)
+        adam.step()
+    torch.testing.assert_close(w, p.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_one_sort_orders_positions_within_a_row():
+    index = torch.tensor([[5, 0, 2], [2, 5, 5]])
+    unique, order, first = Rows(index).plan
+    assert unique.tolist() == [[2, 5]]
+    assert order.tolist() == [2, 3, 0, 4, 5]
+    assert first.tolist() == [0, 2]
+
+
+def test_gather_is_differentiable_once_only():
+    w = table()
+    (g,) = torch.autograd.grad(Gather.apply(w, Rows(torch.tensor([1, 2]))).square().sum(), w, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(g.to_dense().sum(), w)
+
+
+def test_embedding_bag_is_the_same_pool():
+    w, index, offsets = table(), torch.randint(1, 50, (30,)), bags([5, 0, 25])
+    want = F.embedding_bag(index, w, offsets[:-1], mode="sum")
+    torch.testing.assert_close(dense_gather(w, Rows(index, offsets)), want)
