@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,14 @@ def dense_gather(weight: Tensor, rows: Rows) -> Tensor:
     """Rows of `weight` [N, D], by plain torch: the gradient is dense, any optimiser works, and it can be exported."""
     if rows.offsets is None:
         return F.embedding(rows.index, weight, padding_idx=0)
-    mode = "mean" if rows.mean else "sum"
+    # Without a gradient to keep away from row 0, summing its zeros is twenty times faster than stepping round them.
+    padding = 0 if torch.is_grad_enabled() and weight.requires_grad else None
     offsets = rows.offsets.to(rows.index.dtype)
-    return F.embedding_bag(rows.index, weight, offsets, mode=mode, include_last_offset=True, padding_idx=0)
+    pooled = F.embedding_bag(rows.index, weight, offsets, mode="sum", include_last_offset=True, padding_idx=padding)
+    if not rows.mean:
+        return pooled
+    live = F.pad((rows.index > 0).cumsum(0), (1, 0))[rows.offsets].diff()
+    return pooled / live.clamp(min=1)[:, None].to(pooled.dtype)
 
 
 class Gather(torch.autograd.Function):
@@ -201,7 +207,7 @@ def _run(loop: Any, rows: Tensor, grad: Tensor, state: tuple[Tensor, ...], scala
         loop(r, g, *rest)
         return
     cut = np.linspace(0, len(r), threads + 1).astype(int)
-    jobs = [_threads().submit(loop, r[a:b], g[a:b], *rest) for a, b in zip(cut[1:], cut[2:], strict=False)]
+    jobs = [_threads().submit(loop, r[a:b], g[a:b], *rest) for a, b in pairwise(cut[1:])]
     loop(r[: cut[1]], g[: cut[1]], *rest)
     for job in jobs:
         job.result()
@@ -219,7 +225,7 @@ def _compiled(loop: Any) -> Any:
     return numba.njit(loop, nogil=True, cache=True, fastmath={"reassoc", "contract"})
 
 
-def _rowwise_adagrad(rows, grad, weight, total, lr, eps):  # noqa: ANN001, ANN202
+def _rowwise_adagrad(rows, grad, weight, total, lr, eps):
     width = grad.shape[1]
     for i in range(len(rows)):
         r = rows[i]
@@ -233,7 +239,7 @@ def _rowwise_adagrad(rows, grad, weight, total, lr, eps):  # noqa: ANN001, ANN20
             weight[r, d] -= rate * grad[i, d]
 
 
-def _adagrad(rows, grad, weight, total, lr, eps):  # noqa: ANN001, ANN202
+def _adagrad(rows, grad, weight, total, lr, eps):
     for i in range(len(rows)):
         r = rows[i]
         for d in range(grad.shape[1]):
@@ -242,7 +248,7 @@ def _adagrad(rows, grad, weight, total, lr, eps):  # noqa: ANN001, ANN202
             weight[r, d] -= lr * grad[i, d] / (np.sqrt(s) + eps)
 
 
-def _lazy_adam(rows, grad, weight, mean, square, steps, lr, eps, a, b, a1, b1, exact_a, exact_b):  # noqa: ANN001, ANN202
+def _lazy_adam(rows, grad, weight, mean, square, steps, lr, eps, a, b, a1, b1, exact_a, exact_b):
     for i in range(len(rows)):
         r = rows[i]
         t = steps[r] + 1
@@ -257,7 +263,7 @@ def _lazy_adam(rows, grad, weight, mean, square, steps, lr, eps, a, b, a1, b1, e
             weight[r, d] -= rate * m / (np.sqrt(v * scale) + eps)
 
 
-def _sgd(rows, grad, weight, lr):  # noqa: ANN001, ANN202
+def _sgd(rows, grad, weight, lr):
     for i in range(len(rows)):
         r = rows[i]
         for d in range(grad.shape[1]):
