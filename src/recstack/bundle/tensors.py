@@ -79,5 +79,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise BundleError(f"{os.fspath(path)!r} is not a readable safetensors file: {error}.") from error
+    except (SafetensorError, OSError, RuntimeError) as error:  # torch maps the file, and has its own error for that
+        raise BundleError(
+            f"{os.fspath(path)!r} is not a readable safetensors file: {str(error).splitlines()[0]}."
+        ) from error
