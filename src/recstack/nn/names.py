@@ -21,8 +21,9 @@ class ByName(nn.Module):
             self[name] = module
 
     def __setitem__(self, name: str, module: nn.Module) -> None:
-        # "@" never occurs in a user's name, so the escaped name is unique and cannot meet an attribute of nn.Module
-        self._names[name] = "@" + name.replace(".", "@")
+        # "@" never occurs in a user's name, so an escaped name is unique and cannot meet an attribute of nn.Module
+        plain = bool(name) and "." not in name and (name in self._names or not hasattr(self, name))
+        self._names.setdefault(name, name if plain else "@" + name.replace(".", "@"))
         self.add_module(self._names[name], module)
 
     def __getitem__(self, name: str) -> nn.Module:

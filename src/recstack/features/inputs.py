@@ -1,0 +1,318 @@
+"""The one bridge from names to tensors: a batch goes in, vectors per feature come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from recstack.errors import DataError, SchemaError
+from recstack.features.tables import Ask, Tables
+from recstack.nn.mlp import flat, linear
+from recstack.nn.names import ByName
+from recstack.nn.sequence import Pooling, pooling
+from recstack.nn.sequence.pooling import Mean, Sum
+from recstack.schema import CANDIDATE_ROLES, Feature, History, Numeric, Schema, Vector, is_embedded, is_multi
+
+Batch = Mapping[str, Tensor]
+
+
+class Slots:
+    """One vector per feature: ``[R, w]`` for what a request has once, ``[R, L, w]`` for what each candidate has.
+
+    Where item tensors stand alone (a catalog) they are ``[N, w]``.
+    """
+
+    def __init__(
+        self,
+        request: dict[str, Tensor],
+        candidate: dict[str, Tensor],
+        sequences: dict[str, tuple[Tensor, Tensor]],
+        roles: Mapping[str, str],
+        lifts: ByName | None,
+    ):
+        self.request, self.candidate, self.sequences = request, candidate, sequences
+        self._roles, self._lifts = roles, lifts
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.candidate[name] if name in self.candidate else self.request[name]
+
+    def _chosen(self, side: dict[str, Tensor], roles: tuple[str, ...]) -> list[str]:
+        return [name for name in side if not roles or self._roles[name] in roles]
+
+    def sides(self, *roles: str) -> tuple[Tensor, Tensor] | Tensor:
+        """``(request [R, U], candidate [R, L, W])`` for an MLP that takes both, or the one side that is there."""
+        request = [self.request[n] for n in self._chosen(self.request, roles)]
+        candidate = [self.candidate[n] for n in self._chosen(self.candidate, roles)]
+        if not request and not candidate:
+            raise SchemaError(f"No feature of role {' or '.join(roles)} is declared.")
+        parts = [torch.cat(side, -1) if len(side) > 1 else side[0] for side in (request, candidate) if side]
+        return (parts[0], parts[1]) if len(parts) == 2 else parts[0]
+
+    def flat(self, *roles: str) -> Tensor:
+        """All vectors (of `roles`) behind each other, request side first: ``[R, L, U + W]``, or one side alone."""
+        return flat(self.sides(*roles))
+
+    def stack(self, *roles: str) -> Tensor:
+        """All vectors as fields of one width: ``[R, L, F, D]``. Needs ``Inputs(..., stacked=True)``."""
+        if self._lifts is None:
+            raise SchemaError("Fields of one width need Inputs(schema, dim, stacked=True).")
+        lift = {n: self._lifts[n] for n in self._lifts}
+        request = [
+            lift[n](self.request[n]) if n in lift else self.request[n] for n in self._chosen(self.request, roles)
+        ]
+        candidate = [
+            lift[n](self.candidate[n]) if n in lift else self.candidate[n] for n in self._chosen(self.candidate, roles)
+        ]
+        if not candidate:
+            return torch.stack(request, -2)
+        fields = torch.stack(candidate, -2)
+        if not request:
+            return fields
+        once = torch.stack(request, -2).unsqueeze(-3)  # [R, 1, F, D]
+        return torch.cat([once.expand(*fields.shape[:-2], -1, -1), fields], -2)
+
+    def sequence(self, name: str) -> tuple[Tensor, Tensor]:
+        """A history's steps and which are live: ``[R, T, w]`` and ``[R, T]``, oldest first, left aligned."""
+        return self.sequences[name]
+
+
+class Inputs(nn.Module):
+    """Embeds a batch. The only place where tables are made.
+
+    Args:
+        schema: a fitted one (``encoder.schema``).
+        dim: embedding width D of features that do not say otherwise.
+        history: how each history becomes one vector: "mean", "sum", "max", "last", "attention", a `Pooling` class, or
+            None to leave the steps to the model (`Slots.sequence`).
+        stacked: also offer fields of one width D (`Slots.stack`): whatever has another width is lifted by a matrix
+            without bias, so that a number x becomes x·v.
+        uniform: give every table width `dim`, whatever the feature says.
+        std: deviation of the initial embeddings.
+
+    Raises:
+        SchemaError: where the schema is not fitted.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        dim: int = 16,
+        *,
+        history: str | Callable[..., Pooling] | None = "mean",
+        stacked: bool = False,
+        uniform: bool = False,
+        std: float = 1e-4,
+    ):
+        super().__init__()
+        self.schema, self.dim = schema.require_fitted(), dim
+        embedded = [f for f in schema.features if is_embedded(f)]
+        sizes = {f.table_name: f.size for f in embedded}
+        dims = {f.table_name: dim if uniform else f.dim or dim for f in embedded}
+        arenas = {f.table_name: f.arena for f in embedded if f.arena is not None}
+        self.tables = Tables(sizes, dims, arenas, std)
+        self.poolings = ByName()
+        request: dict[str, int] = {}
+        candidate: dict[str, int] = {}
+        for f in schema.features:
+            if isinstance(f, History):
+                self._check(f)
+                if history is None:
+                    continue
+                width = sum(self._own_width(schema.feature(name)) for name in f.of)
+                self.poolings[f.name] = pooled = pooling(history, width)
+                (candidate if pooled.targeted else request)[f.name] = pooled.width
+            else:
+                (candidate if f.role in CANDIDATE_ROLES else request)[f.name] = self._own_width(f)
+        self.widths = {**request, **candidate}
+        self.roles = {f.name: f.role for f in schema.features}
+        self.candidate_side = frozenset(candidate)
+        self.fields = len(self.widths)
+        lifted = {name: width for name, width in self.widths.items() if self._needs_lift(name, width)}
+        self.lifts = ByName({n: linear(w, dim, bias=False) for n, w in lifted.items()}) if stacked else None
+
+    def _needs_lift(self, name: str, width: int) -> bool:
+        return width != self.dim or not (is_embedded(self.schema.feature(name)) or name in self.poolings)
+
+    def _own_width(self, f: Feature) -> int:
+        if is_embedded(f):
+            return self.tables.dims[f.table_name]  # type: ignore[attr-defined]
+        return f.size if isinstance(f, Vector) else len(f.powers)  # type: ignore[attr-defined]
+
+    def _check(self, h: History) -> None:
+        for name in h.of:
+            if not is_embedded(self.schema.feature(name)):
+                raise SchemaError(
+                    f"History {h.name!r} reads {name!r}, which has no embedding; histories read Categorical item features."
+                )
+
+    def width(self, *roles: str) -> int:
+        """Width of ``slots.flat(*roles)``."""
+        return sum(w for n, w in self.widths.items() if not roles or self.roles[n] in roles)
+
+    def forward(self, batch: Batch, *roles: str) -> Slots:
+        """Slots of the features of `roles` (default: of all).
+
+        Raises:
+            DataError: naming a column that the batch lacks.
+        """
+        features = [f for f in self.schema.features if not roles or f.role in roles]
+        lead = self._candidate_shape(batch, features)
+        asks: list[Ask] = []
+        places: list[tuple[str, str]] = []  # (feature, history or "")
+        for f in features:
+            if isinstance(f, History):
+                for name in f.of:
+                    asks.append(self._ask_step(batch, f, self.schema.feature(name)))
+                    places.append((name, f.name))
+            elif is_embedded(f):
+                asks.append(self._ask(batch, f))
+                places.append((f.name, ""))
+        found = dict(zip(places, self.tables.gather(asks), strict=True))
+        masks = {place: ask.ids > 0 for place, ask in zip(places, asks, strict=True) if ask.offsets is None}
+
+        request: dict[str, Tensor] = {}
+        candidate: dict[str, Tensor] = {}
+        sequences: dict[str, tuple[Tensor, Tensor]] = {}
+        for f in features:
+            if isinstance(f, History):
+                continue
+            if is_embedded(f):
+                value = found[f.name, ""]
+                if is_multi(f) and (f.name, "") in masks:
+                    value = _pooled(value, masks[f.name, ""], f.pooling)  # type: ignore[attr-defined]
+                if f.role in CANDIDATE_ROLES and is_multi(f) and value.dim() == 2 and lead is not None:
+                    value = value.view(*lead, value.shape[-1])
+            else:
+                value = self._plain(batch, f)
+            (candidate if f.role in CANDIDATE_ROLES else request)[f.name] = value
+        for h in (f for f in features if isinstance(f, History)):
+            steps = []
+            for name in h.of:
+                value = found[name, h.name]
+                if (name, h.name) in masks and masks[name, h.name].dim() == 3:
+                    feature = self.schema.feature(name)
+                    value = _pooled(value, masks[name, h.name], feature.pooling)  # type: ignore[attr-defined]
+                steps.append(value)
+            if (h.of[0], h.name) not in masks:  # pooled on the way out of the tables
+                request[h.name] = torch.cat(steps, -1)
+                continue
+            sequence = torch.cat(steps, -1) if len(steps) > 1 else steps[0]
+            mask = masks[h.of[0], h.name]
+            sequences[h.name] = (sequence, mask)
+            if h.name in self.poolings:
+                block: Pooling = self.poolings[h.name]  # type: ignore[assignment]
+                if block.targeted:
+                    if not candidate:
+                        continue  # the item side alone has no target, and the user side alone has no candidate
+                    query = torch.cat([candidate[name] for name in h.of], -1)
+                    candidate[h.name] = block(query, sequence, mask)
+                else:
+                    request[h.name] = block(None, sequence, mask)
+        order = [n for n in self.widths if n in request or n in candidate]
+        return Slots(
+            {n: request[n] for n in order if n in request},
+            {n: candidate[n] for n in order if n in candidate},
+            sequences,
+            self.roles,
+            self.lifts,
+        )
+
+    # -- columns ------------------------------------------------------------------------------------------------------
+    def _column(self, batch: Batch, key: str) -> Tensor:
+        if key not in batch:
+            raise DataError(
+                f"The batch has no column {key!r}, which the schema declares. Columns: {', '.join(sorted(batch))}."
+            )
+        return batch[key]
+
+    def _plain(self, batch: Batch, f: Feature) -> Tensor:
+        value = self._column(batch, f.name)
+        if isinstance(f, Vector):
+            return value
+        value = value.unsqueeze(-1)
+        powers = f.powers if isinstance(f, Numeric) else (1.0,)
+        if powers == (1.0,):
+            return value
+        return torch.cat([value if p == 1 else value.sign() * value.abs() ** p for p in powers], -1)
+
+    def _ask(self, batch: Batch, f: Feature) -> Ask:
+        ids, offsets = self._column(batch, f.name), batch.get(f"{f.name}@offsets")
+        if offsets is None:
+            return Ask(f.table_name, ids)  # type: ignore[attr-defined]
+        if f.pooling == "max":  # type: ignore[attr-defined]
+            return Ask(f.table_name, padded(ids, offsets))  # type: ignore[attr-defined]
+        return Ask(f.table_name, ids, offsets, f.pooling == "mean")  # type: ignore[attr-defined]
+
+    def _ask_step(self, batch: Batch, h: History, f: Feature) -> Ask:
+        ids, offsets = self._column(batch, f"{f.name}@{h.name}"), batch.get(f"{h.name}@offsets")
+        if offsets is None:
+            return Ask(f.table_name, ids)  # type: ignore[attr-defined]
+        block = dict(self.poolings.items()).get(h.name)
+        simple = type(block) in (Mean, Sum) and not any(is_multi(self.schema.feature(n)) for n in h.of)
+        if simple:
+            return Ask(f.table_name, ids, offsets, type(block) is Mean)  # type: ignore[attr-defined]
+        return Ask(f.table_name, padded(ids, offsets))  # type: ignore[attr-defined]
+
+    def _candidate_shape(self, batch: Batch, features: list[Feature]) -> tuple[int, ...] | None:
+        for f in features:
+            if f.role in CANDIDATE_ROLES and f.name in batch and f"{f.name}@offsets" not in batch:
+                value = batch[f.name]
+                inner = 1 if isinstance(f, Vector) or is_multi(f) else 0
+                return tuple(value.shape[: value.dim() - inner])
+        for f in features:
+            if f.role not in (*CANDIDATE_ROLES, "history") and f.name in batch and not is_multi(f):
+                return (batch[f.name].shape[0], -1)
+        return None
+
+
+def padded(values: Tensor, offsets: Tensor) -> Tensor:
+    """Jagged ids ``[n]`` or ``[n, K]`` as ``[rows, longest]`` or ``[rows, longest, K]``, left aligned, 0 where nothing is."""
+    lengths = offsets.diff()
+    longest = max(int(lengths.max()), 1) if lengths.numel() else 1
+    step = torch.arange(longest, device=values.device)
+    live = step < lengths.unsqueeze(-1)
+    if not values.shape[0]:
+        return values.new_zeros(*live.shape, *values.shape[1:])
+    found = values[(offsets[:-1].unsqueeze(-1) + step).clamp(max=values.shape[0] - 1)]
+    return found * (live if values.dim() == 1 else live.unsqueeze(-1))
+
+
+def _pooled(vectors: Tensor, mask: Tensor, how: str) -> Tensor:
+    """``[..., K, D]`` over its live K: ``[..., D]``; nothing live gives zeros."""
+    if how == "max":
+        low = vectors.masked_fill(~mask.unsqueeze(-1), torch.finfo(vectors.dtype).min)
+        return low.amax(-2) * mask.any(-1, keepdim=True)
+    total = vectors.sum(-2)  # what is not there is zeros already: the padding row
+    return total if how == "sum" else total / mask.sum(-1, keepdim=True).clamp(min=1)
+
+
+class FirstOrder(nn.Module):
+    r"""The linear part of shallow models: ``[R, L]``, or ``[R]`` where no candidate feature is declared.
+
+    .. math:: \sum_f w_f[\mathrm{id}_f] + \sum_n w_n x_n
+
+    Lists are averaged (their feature's pooling), histories too. The bias is the head's.
+    """
+
+    def __init__(self, schema: Schema):
+        super().__init__()
+        self.inputs = Inputs(schema, 1, uniform=True)
+        numbers = {n: w for n, w in self.inputs.widths.items() if not self._weighed(n)}
+        self.numbers = ByName({n: linear(w, 1, bias=False) for n, w in numbers.items()})
+
+    def _weighed(self, name: str) -> bool:
+        return is_embedded(self.inputs.schema.feature(name)) or name in self.inputs.poolings
+
+    def forward(self, batch: Batch) -> Tensor:
+        slots = self.inputs(batch)
+        request = [self._term(n, v) for n, v in slots.request.items()]
+        candidate = [self._term(n, v) for n, v in slots.candidate.items()]
+        if not candidate:
+            return torch.stack(request).sum(0)
+        total = torch.stack(candidate).sum(0)
+        return total + torch.stack(request).sum(0).unsqueeze(-1) if request else total
+
+    def _term(self, name: str, value: Tensor) -> Tensor:
+        return self.numbers[name](value).squeeze(-1) if name in self.numbers else value.sum(-1)

@@ -1,0 +1,200 @@
+"""From a Task's names to numbers: label, mask, weight, loss, metric and link, each in one place.
+
+Training, evaluation and models all ask here, so the rows that count in a loss are the rows that count in its metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from recstack import losses as loss_room
+from recstack.errors import DataError, SchemaError
+from recstack.nn.mlp import linear
+from recstack.nn.names import ByName
+from recstack.schema import Schema, Task
+
+Batch = Mapping[str, Tensor]
+Logits = dict[str, Tensor]
+LOSS = {"binary": "bce", "regression": "mse", "multiclass": "cross_entropy"}
+METRICS = {"binary": ("auc", "logloss"), "regression": ("mae", "rmse"), "multiclass": ("accuracy",)}
+
+
+class Target(NamedTuple):
+    """What a task's score is held against; all of shape ``[R, L]``.
+
+    `label` float32 (0 where not live), `where` bool, `weight` float32 or None.
+    """
+
+    label: Tensor
+    where: Tensor
+    weight: Tensor | None
+
+
+def target(batch: Batch, schema: Schema, task: Task | str) -> Target:
+    """Label, live rows and weight of one task.
+
+    A row is live where its list position is, the label is there, and the task that it is `given` has label 1. A
+    product's label is made from its members: 0 as soon as one is 0, their product if all are known, else missing.
+
+    Raises:
+        DataError: naming the label column that the batch lacks.
+    """
+    task = schema.task(task) if isinstance(task, str) else task
+    label = _label(batch, schema, task)
+    where = label.isfinite()
+    if "@mask" in batch:
+        where = where & batch["@mask"]
+    parent = task.given
+    while parent is not None:
+        above = schema.task(parent)
+        where = where & (_label(batch, schema, above) == 1)  # a missing condition hides what depends on it
+        parent = above.given
+    label = torch.where(where, label, 0)
+    if task.transform == "log1p":
+        label = label.clamp(min=0).log1p()
+    weight = batch.get("@weight")
+    if weight is not None and weight.dim() < label.dim():
+        weight = weight.unsqueeze(-1)
+    return Target(label, where, None if weight is None else weight.expand(label.shape))
+
+
+def targets(batch: Batch, schema: Schema) -> dict[str, Target]:
+    """`target` of every task."""
+    return {t.name: target(batch, schema, t) for t in schema.tasks}
+
+
+def _label(batch: Batch, schema: Schema, task: Task) -> Tensor:
+    if task.product is None:
+        key = f"{task.column}@label"
+        if key not in batch:
+            raise DataError(f"The batch has no label {task.column!r}, which task {task.name!r} learns from.")
+        return batch[key].float()
+    members = [_label(batch, schema, schema.task(name)) for name in task.product]
+    return reduce(lambda a, b: torch.where((a == 0) | (b == 0), 0.0, a * b), members)
+
+
+def derive(logits: Logits, schema: Schema) -> Logits:
+    """With the logits of products added, in the order of the schema's tasks."""
+    out = {}
+    for task in schema.tasks:
+        if task.product is None:
+            out[task.name] = logits[task.name]
+        else:
+            out[task.name] = reduce(loss_room.product_logit, [logits[name] for name in task.product])
+    return out
+
+
+def losses(logits: Logits, batch: Batch, schema: Schema) -> dict[str, Tensor]:
+    """Each task's own loss times its weight; tasks of weight 0 have none. Raises SchemaError where no task has a loss."""
+    out = {}
+    for task in schema.tasks:
+        if task.weight == 0:
+            continue
+        label, where, weight = target(batch, schema, task)
+        function = loss_room.get(task.loss or LOSS[task.kind])
+        out[task.name] = function(logits[task.name], label, where=where, weight=weight) * task.weight
+    if not out:
+        raise SchemaError("No task has a loss: declare tasks=[...], at least one with a weight above 0.")
+    return out
+
+
+def link(score: Tensor, task: Task) -> Tensor:
+    """From a task's logit to what people read: a probability, class probabilities, or a value.
+
+    A "log1p" regression returns expm1 of the predicted mean logarithm: nearer the median than the mean.
+    """
+    if task.kind == "binary":
+        return score.sigmoid()
+    if task.kind == "multiclass":
+        return score.softmax(-1)
+    return score.expm1() if task.transform == "log1p" else score
+
+
+def predictions(logits: Logits, schema: Schema) -> dict[str, Tensor]:
+    """`link` for every task."""
+    return {task.name: link(logits[task.name], task) for task in schema.tasks}
+
+
+def metric_names(task: Task) -> tuple[str, ...]:
+    """The task's metric first, then its kind's usual ones."""
+    usual = METRICS[task.kind]
+    return usual if task.metric is None else (task.metric, *(m for m in usual if m != task.metric))
+
+
+def meters(schema: Schema) -> dict[str, Any]:
+    """{"click/auc": meter, ...}: every task's metrics as streaming, exact meters."""
+    from recstack.metrics import get, meter
+
+    return {f"{task.name}/{name}": meter(get(name)) for task in schema.tasks for name in metric_names(task)}
+
+
+@torch.no_grad()
+def update_meters(meters: dict[str, Any], logits: Logits, batch: Batch, schema: Schema) -> None:
+    """Feed one batch to `meters`. Groups (for GAUC) are the user key's ids."""
+    group = batch.get(schema.user) if schema.user is not None else None
+    for name, one in meters.items():
+        task = schema.task(name.rsplit("/", 1)[0])
+        label, where, weight = target(batch, schema, task)
+        score = logits[task.name].detach()
+        ids = None if group is None else group.reshape(-1, *[1] * (label.dim() - 1)).expand(label.shape)
+        one.update(score, label, where=where, weight=weight, group=ids)
+
+
+class Heads(nn.Module):
+    """One logit per task that is not a product; products are added from them.
+
+    Args:
+        schema: its tasks are the outputs.
+        width: of the hidden vectors; 0 for models whose score is all in `plus` (then only a bias is learned).
+
+    Called with ``hidden [R, L, width]``, or one per task, and `plus`, a score ``[R, L]`` that a model adds (or one per
+    task); gives ``{task: float32 [R, L]}``, ``[R, L, classes]`` for multiclass. The last layer stays out of autocast:
+    in bfloat16 a thousand different logits would be left.
+    """
+
+    def __init__(self, schema: Schema, width: int):
+        super().__init__()
+        if not schema.tasks:
+            raise SchemaError("The model has nothing to predict: the schema needs tasks=[rs.Task(...)].")
+        self.schema, self.width = schema, width
+        self.layers = ByName()
+        for task in schema.tasks:
+            if not task.derived:
+                self.layers[task.name] = linear(width, task.classes or 1) if width else _Bias(task.classes or 1)
+
+    def forward(
+        self, hidden: Tensor | Mapping[str, Tensor] | None, plus: Tensor | Mapping[str, Tensor] | None = None
+    ) -> Logits:
+        logits: Logits = {}
+        for task in self.schema.tasks:
+            if task.derived:
+                continue
+            h = hidden[task.name] if isinstance(hidden, Mapping) else hidden
+            p = plus[task.name] if isinstance(plus, Mapping) else plus
+            some = h if h is not None else p
+            assert some is not None
+            with torch.autocast(some.device.type, enabled=False):
+                if h is None:
+                    score = self.layers[task.name](p.float().unsqueeze(-1))  # type: ignore[union-attr]
+                else:
+                    score = self.layers[task.name](h.float())
+                    if p is not None:
+                        score = score + p.float().unsqueeze(-1)
+            logits[task.name] = score if task.kind == "multiclass" else score.squeeze(-1)
+        return derive(logits, self.schema)
+
+
+class _Bias(nn.Module):
+    """``plus [..., 1] → [..., classes]``."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, plus: Tensor) -> Tensor:
+        return plus + self.bias
