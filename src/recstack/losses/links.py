@@ -1,0 +1,22 @@
+"""Arithmetic on logits that stays on logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recstack.losses.rows import full_precision
+
+
+@full_precision
+def product_logit(a: Tensor, b: Tensor) -> Tensor:
+    r"""The log-odds of the product of two probabilities, from their logits; fold it for more than two.
+
+    .. math:: p = \sigma(a)\,\sigma(b), \qquad \log\frac{p}{1 - p} = -\log(e^{-a} + e^{-b} + e^{-a-b})
+
+    Finite in value and gradient wherever the logits are, where the logarithm of 1 - p is not.
+
+    >>> product_logit(torch.tensor(0.0), torch.tensor(0.0)).sigmoid()
+    tensor(0.2500)
+    """
+    return -torch.logaddexp(torch.logaddexp(-a, -b), -a - b)

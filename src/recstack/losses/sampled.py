@@ -1,0 +1,190 @@
+"""Losses against a catalog too large to score, or just small enough.
+
+`sampled_softmax` and `gbce` take the usual ``[..., L]`` lists of one positive and its drawn negatives. `in_batch_softmax`
+and `full_softmax` take vectors, so that the scores of all pairs are one matrix product.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from recstack.errors import ConfigError
+from recstack.losses.listwise import softmax
+from recstack.losses.rows import clean, full_precision, weighted_mean
+
+
+@full_precision
+def sampled_softmax(
+    score: Tensor,
+    label: Tensor,
+    *,
+    where: Tensor | None = None,
+    weight: Tensor | None = None,
+    log_q: Tensor | None = None,
+) -> Tensor:
+    r"""Listwise softmax over drawn candidates, corrected for how likely each was to be drawn.
+
+    .. math:: s'_i = s_i - \log q_i
+
+    `log_q` [..., L] belongs to positives and negatives alike; None means that all were drawn with equal chance.
+    The correction is for training only: at serving the score is s.
+
+    >>> score, label = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
+    >>> sampled_softmax(score, label), sampled_softmax(score, label, log_q=torch.tensor([[0.5, 0.25]]).log())
+    (tensor(0.6931), tensor(1.0986))
+    """
+    return softmax(score if log_q is None else score - log_q, label, where=where, weight=weight)
+
+
+@full_precision
+def gbce(
+    score: Tensor,
+    label: Tensor,
+    *,
+    n_items: int,
+    t: float = 0.75,
+    where: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""gSASRec's generalised BCE (Petrov & Macdonald, RecSys 2023): undoes the overconfidence of few negatives.
+
+    .. math:: -\beta \log \sigma(s^+) - \sum_{j=1}^{k} \log(1 - \sigma(s^-_j)), \qquad
+              \beta = 1 - t\,(1 - \alpha), \quad \alpha = \frac{k}{n - 1}
+
+    https://arxiv.org/abs/2308.07192. Lists [..., L] of binary labels; k is the number of live negatives of each list,
+    drawn uniformly from a catalog of `n_items`. The mean runs over live cells. t=0 is `bce`.
+
+    >>> score, label = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
+    >>> gbce(score, label, n_items=101, t=0.0), gbce(score, label, n_items=101, t=1.0)  # beta 1 and 1/100
+    (tensor(0.6931), tensor(0.3500))
+    """
+    score, label, weight = clean(score, label, where, weight)
+    negative = label == 0 if where is None else (label == 0) & where
+    beta = 1 - t * (1 - negative.sum(-1, keepdim=True) / (n_items - 1))
+    return weighted_mean(beta * label * F.softplus(-score) + (1 - label) * F.softplus(score), weight)
+
+
+@full_precision
+def in_batch_softmax(
+    user: Tensor,
+    item: Tensor,
+    item_ids: Tensor,
+    *,
+    log_q: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    extra_item: Tensor | None = None,
+    extra_ids: Tensor | None = None,
+    extra_log_q: Tensor | None = None,
+    seen: tuple[Tensor, Tensor] | None = None,
+    where: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""Each user's item against the items of the other rows (Yi et al., RecSys 2019), and against extra ones.
+
+    .. math:: -\log \frac{e^{s_{ii}}}{\sum_j e^{s_{ij}}}, \qquad
+              s_{ij} = \langle u_i, v_j \rangle / \tau - \log q_j
+
+    https://research.google/pubs/pub48840. A column leaves the sum of row i if it holds the same item as row i
+    (an accidental hit) or one that `seen` gives to row i; the row's own column always stays.
+
+    Args:
+        user: [B, D], or [B, K, D] for K interests, of which the one nearest to the row's own item is trained.
+        item: [B, D], the positive of each row; item_ids: [B].
+        log_q: [B], log probability that the item is drawn; without it popular items are punished for being popular.
+        temperature: divides the inner products; may be a learned tensor.
+        extra_item: [M, D] more negatives for every row (mixed negative sampling), with extra_ids [M] and, beside
+            log_q, extra_log_q [M]. With B drawn by popularity p and M uniformly from N items, q of either kind is
+            (B·p + M/N) / (B + M).
+        seen: (offsets [B + 1], ids [n]), the known positives of each row.
+        where: [B]; a dead row is neither a row nor a column. weight: [B].
+
+    Raises ConfigError if an extra part is given without its companion.
+
+    >>> user = item = torch.eye(3)
+    >>> in_batch_softmax(user, item, torch.tensor([7, 8, 9]))  # log(1 + 2/e)
+    tensor(0.5514)
+    >>> in_batch_softmax(user, item, torch.tensor([7, 7, 7]))  # the other rows are the same item: nothing to win
+    tensor(0.)
+    """
+    if (extra_item is None) != (extra_ids is None):
+        raise ConfigError("In-batch softmax needs extra_item and extra_ids together. Give both or neither.")
+    if (extra_log_q is None) != (log_q is None or extra_item is None):
+        raise ConfigError(
+            "In-batch softmax corrects all columns or none. Give extra_log_q beside log_q and extra_item."
+        )
+    rows = item.shape[0]
+    ones = torch.ones(rows, dtype=item.dtype, device=item.device)
+    live = ones.bool() if where is None else where
+    weight = torch.where(live, ones if weight is None else weight, 0)
+    user = torch.where(live.reshape(-1, *[1] * (user.dim() - 1)), user, 0)
+    item = torch.where(live.unsqueeze(-1), item, 0)
+    if user.dim() == 3:
+        nearest = (user @ item.unsqueeze(-1)).argmax(-2, keepdim=True)  # [B, 1, 1]
+        user = user.take_along_dim(nearest, -2).squeeze(-2)
+
+    columns, ids = item, item_ids
+    if extra_item is not None and extra_ids is not None:
+        columns, ids = torch.cat([item, extra_item]), torch.cat([item_ids, extra_ids])
+    logit = user @ columns.T / temperature  # [B, B + M]
+    if log_q is not None:
+        log_q = torch.where(live, log_q, 0)
+        logit = logit - (log_q if extra_log_q is None else torch.cat([log_q, extra_log_q]))
+
+    out = ids == item_ids.unsqueeze(-1)
+    if seen is not None:
+        out |= _columns_seen(seen, ids, rows)
+    out[:, :rows] |= ~live
+    out[:, :rows].fill_diagonal_(False)
+    logit = logit.masked_fill(out, torch.finfo(logit.dtype).min)
+    return weighted_mean(logit.logsumexp(-1) - logit.diagonal(), weight)
+
+
+@full_precision
+def full_softmax(
+    user: Tensor,
+    item: Tensor,
+    target: Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    where: Tensor | None = None,
+    weight: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    r"""Softmax over the whole catalog: user [..., D], item [N, D], target [...] of row numbers of `item`.
+
+    .. math:: -\log \frac{e^{\langle u, v_y \rangle / \tau}}{\sum_{n=1}^{N} e^{\langle u, v_n \rangle / \tau}}
+
+    Dead rows (`where`, like the target) are not computed at all. `chunk` rows are scored at a time and scored again
+    in the backward pass, so that memory is chunk × N and not rows × N; None keeps all. A catalog with padding and
+    OOV in rows 0 and 1 is given as ``full_softmax(user, item[2:], target - 2)``.
+
+    >>> full_softmax(torch.zeros(2, 3), torch.randn(5, 3), torch.tensor([0, 4]))  # log 5
+    tensor(1.6094)
+    """
+    live = torch.ones_like(target, dtype=torch.bool) if where is None else where.expand(target.shape)
+    user, index = user[live], target[live].long()
+    weight = torch.ones_like(user[:, 0]) if weight is None else weight.to(user.dtype).expand(target.shape)[live]
+
+    def value(user: Tensor, index: Tensor) -> Tensor:
+        return F.cross_entropy(user @ item.T / temperature, index, reduction="none")
+
+    if chunk is None:
+        return weighted_mean(value(user, index), weight)
+    parts = zip(user.split(chunk), index.split(chunk), strict=True)
+    return weighted_mean(torch.cat([checkpoint(value, *part, use_reentrant=False) for part in parts]), weight)
+
+
+def _columns_seen(seen: tuple[Tensor, Tensor], ids: Tensor, rows: int) -> Tensor:
+    """[rows, len(ids)] bool: is the column's item among the row's own; linear in the matrix and in the history."""
+    offsets, items = (x.to(ids.device) for x in seen)
+    known, column = ids.unique(return_inverse=True)
+    row = torch.repeat_interleave(torch.arange(rows, device=ids.device), offsets.diff())
+    items = items.to(known.dtype)
+    place = torch.searchsorted(known, items).clamp(max=known.shape[0] - 1)
+    place = torch.where(known[place] == items, place, known.shape[0])  # the last column takes those not in the batch
+    hit = torch.zeros(rows, known.shape[0] + 1, dtype=torch.bool, device=ids.device)
+    hit[row, place] = True
+    return hit[:, column]
