@@ -127,7 +127,7 @@ class Inputs(nn.Module):
                 (candidate if f.role in CANDIDATE_ROLES else request)[f.name] = self._own_width(f)
         self.widths = {**request, **candidate}
         self.roles = {f.name: f.role for f in schema.features}
-        self.candidate_side = frozenset(candidate)
+        self.has_candidates = bool(schema.by_role(*CANDIDATE_ROLES))
         self.fields = len(self.widths)
         lifted = {name: width for name, width in self.widths.items() if self._needs_lift(name, width)}
         self.lifts = ByName({n: linear(w, dim, bias=False) for n, w in lifted.items()}) if stacked else None
@@ -210,6 +210,8 @@ class Inputs(nn.Module):
                     candidate[h.name] = block(query, sequence, mask)
                 else:
                     request[h.name] = block(None, sequence, mask)
+        if not self.has_candidates:  # a table without item columns: each request is its own only candidate
+            candidate, request = {n: v.unsqueeze(-2) for n, v in request.items()}, {}
         order = [n for n in self.widths if n in request or n in candidate]
         return Slots(
             {n: request[n] for n in order if n in request},

@@ -1,0 +1,404 @@
+"""The contract of every model: what it is built from, what it answers, how it is saved."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recstack import bundle
+from recstack.candidates import Candidates
+from recstack.errors import BundleError, ConfigError, DataError, SchemaError
+from recstack.features import tasks
+from recstack.schema import Schema
+
+if TYPE_CHECKING:
+    from recstack.data import Columns, Log, Requests
+
+Batch = Mapping[str, Tensor]
+
+
+class Configured:
+    """Constructor arguments are the configuration: remembered once, with their defaults, for every subclass.
+
+    An argument is None, a bool, int, finite float, text, a tuple or text-keyed dict of these, a Schema, or a class (or
+    `functools.partial` of one) that is given its widths; never a built module. Other values still train; saving names them.
+    """
+
+    _arguments: dict[str, Any]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" not in vars(cls):
+            return
+        init, signature = cls.__init__, inspect.signature(cls.__init__)
+        if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values()):
+            raise TypeError(
+                f"{cls.__name__}.__init__: spell every argument out; *args and **kwargs would swallow a typo."
+            )
+
+        @functools.wraps(init)
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            if "_arguments" not in vars(self):  # the outermost constructor only
+                bound = signature.bind(self, *args, **kwargs)
+                bound.apply_defaults()
+                vars(self)["_arguments"] = {k: _frozen(v) for k, v in list(bound.arguments.items())[1:]}
+            init(self, *args, **kwargs)
+
+        cls.__init__ = __init__  # type: ignore[method-assign]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments by name."""
+        return dict(self._arguments)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(v) for v in value)
+    if isinstance(value, dict):
+        return {k: _frozen(v) for k, v in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+class Saved(Configured):
+    """What can be saved as a bundle and loaded again: its arguments, tensors, encoder and, if kept, users' state."""
+
+    schema: Schema
+    profiles: Any = None
+
+    def pieces(self, prefix: str = "") -> dict[str, bundle.Piece]:
+        """The pieces of the bundle, "model" (or ``prefix + "model"``) being this object."""
+        config = bundle.encode_config(self._arguments, schema=self.schema)
+        config["$schema"] = self.schema.to_dict()
+        return {f"{prefix}model": bundle.Piece(bundle.class_path(type(self)), config, self._tensors())}
+
+    def save(self, path: str | Path) -> Path:
+        """Write a bundle, atomically: arguments, schema, vocabularies, weights. `rs.load(path)` reads it.
+
+        Raises:
+            BundleError: naming an argument that cannot be remembered.
+        """
+        pieces = self.pieces()
+        for name, part in (("encoder", self.schema.encoder), ("profiles", self.profiles)):
+            if part is not None:
+                pieces[name] = part.to_piece()
+        return bundle.write(path, pieces, {"kind": "model", "name": type(self).__name__})
+
+    @classmethod
+    def from_piece(cls, piece: bundle.Piece, encoder: Any = None, trust: Sequence[str] = ()) -> Self:
+        """From a piece that `pieces` made; `encoder` gives vocabularies to its schema."""
+        config = dict(piece.config)
+        schema = _schema(config.pop("$schema"), encoder)
+        new = cls(**bundle.decode_config(config, trust=trust, schema=schema))
+        new.schema = schema
+        new._load_tensors(dict(piece.tensors))
+        return new
+
+    def _tensors(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        raise NotImplementedError
+
+
+def _schema(data: dict[str, Any], encoder: Any) -> Schema:
+    schema = Schema.from_dict(data)
+    return schema.replace(encoder=encoder) if encoder is not None else schema
+
+
+def load(path: str | Path, *, trust: Sequence[str] = ()) -> Any:
+    """The model, or cascade, that was saved at `path`, ready to score raw rows exactly as in training.
+
+    Imports only ``recstack.*`` and the packages in `trust`, and no training code.
+
+    Raises:
+        BundleError: for what is missing, altered or not trusted.
+    """
+    saved = bundle.read(path)
+    kind = saved.meta.get("kind")
+    if kind == "model":
+        return load_model(saved, trust=trust)
+    if kind == "encoder":
+        return bundle.resolve(saved.piece("encoder").class_path).from_piece(saved.piece("encoder"))
+    if kind == "cascade":
+        return bundle.resolve(saved.piece("cascade").class_path, trust).from_bundle(saved, trust=trust)
+    raise BundleError(f"{str(path)!r} holds a {kind!r}, not a model, encoder or cascade.")
+
+
+def load_model(saved: bundle.Bundle, prefix: str = "", trust: Sequence[str] = (), encoder: Any = None) -> Any:
+    """The model whose pieces carry `prefix`; `encoder` where one was read already."""
+    if encoder is None and "encoder" in saved.pieces:
+        piece = saved.piece("encoder")
+        encoder = bundle.resolve(piece.class_path, trust).from_piece(piece)
+    piece = saved.piece(f"{prefix}model")
+    model = bundle.resolve(piece.class_path, trust).from_piece(piece, encoder, trust)
+    if "profiles" in saved.pieces:
+        piece = saved.piece("profiles")
+        model.profiles = bundle.resolve(piece.class_path, trust).from_piece(piece)
+    return model.eval() if isinstance(model, nn.Module) else model
+
+
+class Model(Saved, nn.Module):
+    """Three verbs: `forward` gives logits, `losses` what training minimises, `predict` what people read.
+
+    A subclass's constructor takes a fitted schema first, builds modules and does nothing else. `needs` names the roles
+    without which the model has no meaning.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, schema: Schema):
+        super().__init__()
+        for role in self.needs:
+            if not schema.by_role(role):
+                raise SchemaError(f"{type(self).__name__} needs a feature with role={role!r}, and none is declared.")
+        self.schema = schema.require_fitted()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """``{task: float32 logit [R, L]}``, ``[R, L, C]`` for multiclass."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """``{name: scalar}``, to be summed: each task's own. A paper adds its auxiliary ones."""
+        return tasks.losses(self(batch), batch, self.schema)
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """``{task: probability, class probabilities or value}``, derived tasks included."""
+        return tasks.predictions(self(batch), self.schema)
+
+    def fit(self, train: Any, valid: Any = None, **options: Any) -> Self:
+        """Train with `rs.Trainer(self, **options)`; a thin door to it."""
+        from recstack.training import Trainer
+
+        Trainer(self, **options).fit(train, valid=valid)
+        return self
+
+    @torch.no_grad()
+    def score(self, rows: Log | Columns, batch_size: int = 4096) -> dict[str, np.ndarray]:
+        """Predictions for raw rows, ``{task: float32 [rows]}``, in the order of the rows."""
+        columns = self._encoded(rows)
+        was, _ = self.training, self.eval()
+        parts: dict[str, list[np.ndarray]] = {}
+        for start in range(0, columns.n_requests, batch_size):
+            batch = columns.batch(np.arange(start, min(start + batch_size, columns.n_requests)))
+            for name, value in self.predict(batch).items():
+                live = value[batch["@mask"]] if "@mask" in batch else value.flatten(0, 1)
+                parts.setdefault(name, []).append(live.numpy())
+        self.train(was)
+        return {name: np.concatenate(part) for name, part in parts.items()}
+
+    def _encoded(self, rows: Any) -> Any:
+        if not hasattr(rows, "n_requests"):
+            if self.schema.encoder is None:
+                raise DataError(
+                    "This model's schema knows no Encoder, so it cannot read raw rows; give encoder.encode(log)."
+                )
+            rows = self.schema.encoder.encode(rows)
+        return rows
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return self.state_dict()
+
+    def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        try:
+            self.load_state_dict(tensors)
+        except RuntimeError as e:
+            raise BundleError(f"The weights do not fit {type(self).__name__}: {' '.join(str(e).split())[:300]}") from e
+
+
+class Recommends(Saved):
+    """What retrievers share: users in, `Candidates` out, seen items left out, never fewer than there are.
+
+    `users` is a `Requests`, or raw user ids of users met in training (their state is kept in `profiles`).
+    """
+
+    def recommend(
+        self, users: Requests | Sequence[Any], k: int, exclude_seen: bool = True, where: Tensor | None = None
+    ) -> Candidates:
+        """The best `k` items of each user.
+
+        Args:
+            users: R requests.
+            k: how many; fewer come (and the mask says so) only where fewer are allowed.
+            exclude_seen: leave out what the user has met.
+            where: bool ``[N]`` by item id: the items allowed.
+        """
+        requests = self.requests(users)
+        if k < 1:
+            raise ConfigError(f"k must be at least 1; got {k}.")
+        allowed = torch.ones(self.catalog.size, dtype=torch.bool) if where is None else where.clone()
+        allowed[:2] = False  # padding and out-of-vocabulary are no items
+        ids, scores = self.search(requests, k, exclude_seen, allowed)
+        mask = scores.isfinite() & (ids > 0)
+        ids, scores = ids * mask, scores.masked_fill(~mask, 0.0)
+        name = getattr(self, "name", type(self).__name__)
+        return Candidates(ids, scores, mask, {name: scores.masked_fill(~mask, torch.nan)})
+
+    def search(self, requests: Requests, k: int, exclude_seen: bool, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """(ids int64 ``[R, k]``, scores float32 ``[R, k]``), -inf where fewer than k are allowed."""
+        raise NotImplementedError
+
+    def pair_scores(self, requests: Requests, ids: Tensor) -> Tensor:
+        """This retriever's score of given items: ``[R, K]`` int64 ids → ``[R, K]`` float32."""
+        raise NotImplementedError
+
+    def requests(self, users: Any) -> Requests:
+        """`users` as Requests."""
+        from recstack.data import Requests
+
+        if isinstance(users, Requests):
+            return users
+        if self.profiles is None:
+            raise DataError(f"{type(self).__name__} keeps no users yet; fit it, or give Requests instead of raw ids.")
+        return self.profiles.requests(users)
+
+    @property
+    def catalog(self) -> Any:
+        """The encoded items, by id."""
+        if self.schema.encoder is None:
+            raise DataError(
+                "This retriever's schema knows no Encoder, so it has no catalog; build it from encoder.schema."
+            )
+        return self.schema.encoder.catalog
+
+    def _remember(self, train: Any) -> None:
+        from recstack.data import Profiles
+
+        self.profiles = Profiles.build(train)
+
+
+class Retriever(Recommends, Model):
+    """A retriever that learns: two sides that meet in an inner product.
+
+    `user_vectors(batch) → [R, K, D]` (K interests), `item_vectors(batch) → [N, D]`. Item vectors of the catalog are
+    computed once and kept until the weights change (training, loading).
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("item",)
+    _cached: Tensor | None = None
+
+    def user_vectors(self, batch: Batch) -> Tensor:
+        """``[R, K, D]`` from the user side of a batch."""
+        raise NotImplementedError
+
+    def item_vectors(self, batch: Batch) -> Tensor:
+        """``[N, D]`` from item tensors ``[N]``."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The score of each candidate, as the logit of every task: ``{task: [R, L]}``."""
+        users = self.user_vectors(batch)
+        ids = batch[self.schema.item]  # type: ignore[index]
+        items = {f.name: batch[f.name] for f in self.schema.by_role("item")}
+        items |= {f"{n}@offsets": batch[f"{n}@offsets"] for n in items if f"{n}@offsets" in batch}
+        flat = {n: v.flatten(0, 1) if v.dim() >= 2 and v.shape[:2] == ids.shape else v for n, v in items.items()}
+        vectors = self.item_vectors(flat).view(*ids.shape, -1)
+        score = torch.einsum("rkd,rld->rlk", users.float(), vectors.float()).amax(-1)
+        names = [t.name for t in self.schema.tasks] or ["score"]
+        return dict.fromkeys(names, score)
+
+    def fit(self, train: Any, valid: Any = None, **options: Any) -> Self:
+        """Train, and keep the users' state so that `recommend` takes raw ids."""
+        train = self._encoded(train)
+        super().fit(train, valid=valid, **options)
+        self._remember(train)
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self._cached = None
+        return super().train(mode)
+
+    def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        super()._load_tensors(tensors)
+        self._cached = None
+
+    @torch.no_grad()
+    def catalog_vectors(self, block: int = 65536) -> Tensor:
+        """``[N, D]`` float32 by item id; rows 0 and 1 are zeros."""
+        if self._cached is None or self.training:
+            was, _ = self.training, self.eval()
+            ids = torch.arange(2, self.catalog.size)
+            parts = [self.item_vectors(self.catalog.batch(part)).float() for part in ids.split(block)]
+            vectors = torch.cat(parts) if parts else torch.zeros(0, 1)
+            vectors = torch.cat([vectors.new_zeros(2, vectors.shape[1]), vectors])
+            self.train(was)
+            if self.training:
+                return vectors
+            self._cached = vectors
+        return self._cached
+
+    @torch.no_grad()
+    def search(self, requests: Requests, k: int, exclude_seen: bool, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        items = self.catalog_vectors()
+        was, _ = self.training, self.eval()
+        found: list[tuple[Tensor, Tensor]] = []
+        for start in range(0, len(requests), 1024):
+            some = requests.slice(start, min(start + 1024, len(requests)))
+            users = self.user_vectors(some.batch).float()
+            score = (users @ items.T).amax(1).masked_fill(~allowed, -torch.inf)
+            if exclude_seen:
+                offsets, seen = some.seen
+                row = torch.repeat_interleave(torch.arange(len(some)), torch.as_tensor(np.diff(offsets)))
+                score[row, torch.as_tensor(seen).long()] = -torch.inf
+            found.append(score.topk(min(k, score.shape[1])))
+        self.train(was)
+        return torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
+
+    @torch.no_grad()
+    def pair_scores(self, requests: Requests, ids: Tensor) -> Tensor:
+        items = self.catalog_vectors()
+        was, _ = self.training, self.eval()
+        users = self.user_vectors(requests.batch).float()
+        self.train(was)
+        return torch.einsum("rkd,rld->rlk", users, items[ids]).amax(-1)
+
+
+class Reranker(Model):
+    """Scores a list as a whole: `forward` reads ``[R, L]`` candidates with their ``@mask`` and gives logits ``[R, L]``."""
+
+    needs: ClassVar[tuple[str, ...]] = ("item",)
+
+
+class CountedRetriever(Recommends):
+    """A retriever that counts instead of learning: no gradients, one pass over the log.
+
+    A subclass's constructor takes a schema as its first, optional argument (filled in by `fit`) and its own options;
+    `count` makes arrays from interactions, which `_tensors` (all array attributes named in `arrays`) saves.
+    """
+
+    arrays: ClassVar[tuple[str, ...]] = ()
+
+    def fit(self, train: Log | Columns, valid: Any = None) -> Self:
+        """Count `train`. A Log is encoded by its own Encoder, fitted on it if the schema has none."""
+        from recstack.data import Encoder
+
+        if not hasattr(train, "n_requests"):
+            encoder = train.schema.encoder or (self.schema.encoder if getattr(self, "schema", None) else None)
+            train = (encoder or Encoder(train.schema).fit(train)).encode(train)
+        self.schema = train.schema
+        self.count(train)
+        self._remember(train)
+        return self
+
+    def count(self, train: Columns) -> None:
+        """Make the arrays named in `arrays` from positive interactions."""
+        raise NotImplementedError
+
+    def _tensors(self) -> dict[str, Any]:
+        if not hasattr(self, "schema"):
+            raise ConfigError(f"{type(self).__name__} has counted nothing yet; call fit(train) before save.")
+        return {name: getattr(self, name) for name in self.arrays}
+
+    def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        for name in self.arrays:
+            if name not in tensors:
+                raise BundleError(f"{type(self).__name__}'s piece has no array {name!r}.")
+            setattr(self, name, tensors[name].numpy())
