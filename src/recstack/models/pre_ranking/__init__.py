@@ -1,0 +1,5 @@
+"""Models for pre-ranking; one paper, one file."""
+
+from recstack._lazy import attach_models
+
+__getattr__, __dir__, __all__ = attach_models(__name__, __file__)
