@@ -131,7 +131,8 @@ class Truth:
 
     Tastes :math:`p` and items :math:`q` are unit vectors, :math:`g` quality, :math:`s` price sensitivity, :math:`r` the
     standardised logarithm of the price, :math:`T` a rotation: what is bought is not quite what is clicked. The taste of
-    domain :math:`d > 0` is :math:`(1 - \text{shift})\, p_u + \text{shift}\, R_d\, p_u`, made unit, with its own rotation.
+    domain :math:`d > 0` is :math:`(1 - \text{shift})\, p_u + \text{shift}\, R_d\, p_u`, made unit; each domain has its
+    own rotation.
 
     Attributes:
         shown: the same probabilities for each row of the log, in its order: arrays "examine", "click", "cart", "order",
