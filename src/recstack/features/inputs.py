@@ -221,6 +221,12 @@ class Inputs(nn.Module):
             self.lifts,
         )
 
+    def history_ids(self, batch: Batch, name: str) -> Tensor:
+        """Item ids of a history's steps ``[R, T]``, oldest first, left aligned, 0 where nothing is; of either spelling."""
+        key = self.schema.feature(name).of[0]  # type: ignore[attr-defined]
+        ids, offsets = self._column(batch, f"{key}@{name}"), batch.get(f"{name}@offsets")
+        return ids if offsets is None else padded(ids, offsets)
+
     # -- columns ------------------------------------------------------------------------------------------------------
     def _column(self, batch: Batch, key: str) -> Tensor:
         if key not in batch:

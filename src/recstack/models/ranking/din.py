@@ -65,4 +65,8 @@ class DIN(Model):
         self.heads = Heads(schema, self.mlp.width)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self.heads(self.mlp(self.inputs(batch).sides(), batch.get("@mask")))
+        return self.heads(self.hidden(batch))
+
+    def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The last hidden layer ``[R, L, W]``: what a re-ranker takes as personalised vectors."""
+        return self.mlp(self.inputs(batch).sides(), batch.get("@mask"))
