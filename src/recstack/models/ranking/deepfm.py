@@ -34,7 +34,7 @@ class DeepFM(Model):
     Guo et al., IJCAI 2017, https://arxiv.org/abs/1703.04247
 
     >>> import recstack as rs
-    >>> train, valid, test = rs.split.by_time(rs.simulator.small().log())
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
     >>> model = rs.ranking.DeepFM(rs.Encoder(train.schema).fit(train).schema, hidden=(32,))
     >>> model = model.fit(train, valid=valid, epochs=1, progress=False)
     >>> model.score(test)["click"].shape == (len(test),)

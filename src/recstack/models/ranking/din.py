@@ -38,7 +38,7 @@ class DIN(Model):
     Zhou et al., KDD 2018, https://arxiv.org/abs/1706.06978
 
     >>> import recstack as rs
-    >>> train, valid, test = rs.split.by_time(rs.simulator.small().log())
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
     >>> model = rs.ranking.DIN(rs.Encoder(train.schema).fit(train).schema, hidden=(16,))
     >>> model = model.fit(train, valid=valid, epochs=1, progress=False)
     >>> model.score(test)["click"].shape == (len(test),)

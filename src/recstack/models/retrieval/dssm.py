@@ -46,7 +46,7 @@ class DSSM(Retriever):
     https://research.google/pubs/pub48840
 
     >>> import recstack as rs
-    >>> train, valid, test = rs.split.leave_last_out(rs.simulator.small().log())
+    >>> train, valid, test = rs.split.leave_last_out(rs.simulator.small())
     >>> model = rs.retrieval.DSSM(rs.Encoder(train.schema).fit(train).schema, hidden=(32, 16))
     >>> model = model.fit(train, epochs=1, progress=False)
     >>> model.recommend(train.events["user_id"][:3].to_list(), k=5).ids.shape

@@ -6,7 +6,8 @@ https://arxiv.org/abs/1808.09781
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class SASRec(Retriever):
     Kang and McAuley, ICDM 2018, https://arxiv.org/abs/1808.09781
 
     >>> import recstack as rs
-    >>> train, valid, test = rs.split.leave_last_out(rs.simulator.small().log())
+    >>> train, valid, test = rs.split.leave_last_out(rs.simulator.small())
     >>> model = rs.retrieval.SASRec(rs.Encoder(train.schema).fit(train).schema, dim=16)
     >>> model = model.fit(train, epochs=1, progress=False)
     >>> model.recommend(train.events["user_id"][:3].to_list(), k=5).ids.shape
@@ -123,6 +124,6 @@ class SASRec(Retriever):
             label = torch.zeros_like(score)
             label[..., 0] = 1
             live = where.unsqueeze(-1) & ((candidates != candidates[..., :1]) | (label > 0))
-            options: dict[str, Any] = {"n_items": len(table) - 1} if self.loss == "gbce" else {}
-            value = losses.get(self.loss)(score, label, where=live, **options)
+            loss = partial(losses.gbce, n_items=len(table) - 1) if self.loss == "gbce" else losses.bce
+            value = loss(score, label, where=live)
         return {"next": value}
