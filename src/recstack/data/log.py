@@ -122,6 +122,10 @@ class Log:
             return "items"
         return None
 
+    def has(self, column: str | None) -> bool:
+        """Whether the events have this column."""
+        return column in self.events.columns
+
     def frame(self, place: str) -> pl.DataFrame:
         """The frame called "events", "users" or "items"."""
         frame = {"events": self.events, "users": self.users, "items": self.items}[place]
@@ -139,6 +143,19 @@ class Log:
         if name not in frame.columns:
             raise unknown(f"column of {place}", name, frame.columns, SchemaError)
         return as_raw(frame[name])
+
+    def request_codes(self) -> np.ndarray:
+        """int64 [events]: which request each row belongs to, numbered by first appearance.
+
+        Raises:
+            DataError: a row has no request.
+        """
+        assert self.request is not None
+        codes = factorised(self.events[self.request]).codes
+        assert codes is not None
+        if len(codes) and codes.min() < 0:
+            raise DataError(f"Request column {self.request!r} holds {int((codes < 0).sum())} nulls; drop those rows.")
+        return codes.astype(np.int64)
 
     def rows_of(self, place: str) -> np.ndarray:
         """int64 [events]: the row of each event's user (or item) in its frame; -1 where it has none."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from recstack.errors import SchemaError
+from recstack.kernels import jagged
 
 KINDS = {
     "int": "whole numbers",
@@ -44,10 +45,9 @@ class Raw:
     @property
     def kind(self) -> str:
         """int, float, text, time or null."""
-        char = self.values.dtype.kind
-        if char in "iub":
-            return "int" if len(self.values) or self.codes is None or not len(self.codes) else "null"
-        return {"f": "float", "M": "time"}.get(char, "text")
+        if not len(self.values):
+            return "null"
+        return {"f": "float", "M": "time", "O": "text"}.get(self.values.dtype.kind, "int")
 
     def flat(self) -> np.ndarray:
         """The flat values; a null is NaN (numbers become float64) or None (text)."""
@@ -62,7 +62,11 @@ class Raw:
         return out
 
     def take(self, index: np.ndarray) -> Raw:
-        """These rows; columns of lists are not taken from."""
+        """The column of these rows, by non-negative indices."""
+        if self.offsets is not None:
+            entries = np.arange(self.flat_size) if self.codes is None else self.codes
+            codes, offsets = jagged.gather(entries, self.offsets[:-1][index], self.offsets[1:][index])
+            return Raw(self.values, codes, offsets)
         if self.codes is None:
             return Raw(self.values[index])
         return Raw(self.values, self.codes[index])

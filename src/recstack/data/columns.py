@@ -1,0 +1,370 @@
+"""Encoded data: row-major arrays per side and dtype, in memory or mapped from files, and the batches cut from them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recstack.data.store import Block, ItemStore, padded_lists
+from recstack.errors import DataError, SchemaError
+from recstack.kernels import jagged
+from recstack.schema import History, Schema
+
+FORMAT = 1
+
+
+@dataclass(eq=False)
+class HistoryPointers:
+    """Request i's history is items[begin[i]:end[i]], oldest first; `times` int64 go with items where they are known."""
+
+    items: np.ndarray
+    times: np.ndarray | None
+    begin: np.ndarray
+    end: np.ndarray
+
+
+def history_batch(
+    history: History,
+    flat: np.ndarray,
+    offsets: np.ndarray,
+    catalog: ItemStore | None,
+    *,
+    padded: bool = False,
+    times: np.ndarray | None = None,
+) -> dict[str, Tensor]:
+    """The tensors of one history: item ids [n] with `name@offsets`, or [R, T] padded, and what `of=` reads of them."""
+    key, name = history.of[0], history.name
+    ids = padded_lists(flat, offsets) if padded else flat
+    out = {f"{key}@{name}": torch.from_numpy(ids)}
+    if not padded:
+        out[f"{name}@offsets"] = torch.from_numpy(offsets)
+    if len(history.of) > 1:
+        assert catalog is not None  # a schema with a history has an item key
+        looked_up = catalog.batch(ids, only=history.of[1:])
+        out |= {f"{n}@{name}": looked_up[n] for n in history.of[1:]}
+    if times is not None:
+        out[f"@time@{name}"] = torch.from_numpy(jagged.pad(times, offsets, ids.shape[1]) if padded else times)
+    return out
+
+
+class Columns:
+    """R requests with their candidates, encoded. Made by `Encoder.encode`.
+
+    A pointwise log has one candidate per request; with `Log(request=...)` request i holds the rows lists[i] to
+    lists[i + 1]. Attributes from the users and items frames are stored once and pointed at.
+
+    Attributes:
+        schema: the fitted schema.
+        implicit: whether rows are positives and all else is unknown.
+        catalog: the encoder's items; None where the schema has no item key.
+        times: int64 [n_requests] or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        schema: Schema,
+        user: Block,
+        item: Block,
+        users: Block | None,
+        items: Block | None,
+        user_rows: np.ndarray | None,
+        item_rows: np.ndarray | None,
+        lists: np.ndarray | None,
+        histories: dict[str, HistoryPointers],
+        times: np.ndarray | None,
+        label_block: Block,
+        weights: np.ndarray | None,
+        implicit: bool,
+        catalog: ItemStore | None,
+    ) -> None:
+        self.schema, self.implicit, self.catalog = schema, implicit, catalog
+        self._user, self._item, self._users, self._items = user, item, users, items
+        self._user_rows, self._item_rows, self._lists = user_rows, item_rows, lists
+        self._histories, self.times = histories, times
+        self._labels, self.weights = label_block, weights
+
+    @property
+    def n_requests(self) -> int:
+        return self._user.rows
+
+    @property
+    def n_rows(self) -> int:
+        """Candidates of all requests."""
+        return self._item.rows
+
+    def __len__(self) -> int:
+        """Requests."""
+        return self.n_requests
+
+    def __repr__(self) -> str:
+        return f"Columns({self.n_requests:,} requests, {self.n_rows:,} rows, {len(self.schema.features)} features)"
+
+    @property
+    def labels(self) -> dict[str, np.ndarray]:
+        """float32 [n_rows] by label column; NaN is missing."""
+        return {n: self._labels.column(n) for n, _ in self._labels.float_names}
+
+    @property
+    def lists(self) -> np.ndarray:
+        """int64 [n_requests + 1]: where each request's rows begin."""
+        return np.arange(self.n_rows + 1) if self._lists is None else self._lists
+
+    @property
+    def user_ids(self) -> np.ndarray:
+        """int32 [n_requests]."""
+        return self._user.column(self._key("user"))
+
+    @property
+    def item_ids(self) -> np.ndarray:
+        """int32 [n_rows]."""
+        return self._item.column(self._key("item"))
+
+    def _key(self, role: str) -> str:
+        key = self.schema.user if role == "user" else self.schema.item
+        if key is None:
+            raise SchemaError(f"The schema has no {role} key: add a Categorical with role {role!r}, or {role}=.")
+        return key
+
+    # -- batches ------------------------------------------------------------------------------------------------------
+    def batch(self, index: np.ndarray | slice, *, times: bool = False, padded: bool = False) -> dict[str, Tensor]:
+        """All tensors of these requests: the user side [R, ...], the candidates and labels [R, L, ...].
+
+        Args:
+            index: int64 [R] or a slice.
+            times: add `@time` and `@time@history`.
+            padded: multi-valued features and histories padded instead of flat with offsets.
+        """
+        batch = self.request_batch(index, times=times, padded=padded)
+        if self._lists is None:
+            batch |= _one_each(self._candidates(index, None, padded))
+            return batch
+        if isinstance(index, slice):
+            index = np.arange(*index.indices(self.n_requests))
+        begin, length = self._lists[:-1][index], np.diff(self._lists)[index]
+        step = np.arange(max(1, int(length.max(initial=0))))
+        mask = step < length[:, None]
+        batch |= self._candidates(np.where(mask, begin[:, None] + step, 0), mask, padded)
+        if not mask.all():
+            batch["@mask"] = torch.from_numpy(mask)
+        return batch
+
+    def request_batch(
+        self, index: np.ndarray | slice, *, times: bool = False, padded: bool = False
+    ) -> dict[str, Tensor]:
+        """The user side only: user, context, domain and history tensors [R, ...]."""
+        batch = self._user.take(index, padded=padded)
+        if self._users is not None and self._user_rows is not None:
+            batch |= self._users.take(self._user_rows[index], padded=padded)
+        for history in self.schema.histories:
+            at = self._histories[history.name]
+            begin, end = at.begin[index], at.end[index]
+            flat, offsets = jagged.gather(at.items, begin, end)
+            when = jagged.gather(at.times, begin, end)[0] if times and at.times is not None else None
+            batch |= history_batch(history, flat, offsets, self.catalog, padded=padded, times=when)
+        if times and self.times is not None:
+            batch["@time"] = torch.from_numpy(np.array(self.times[index]))
+        return batch
+
+    def _candidates(self, rows: np.ndarray | slice, live: np.ndarray | None, padded: bool) -> dict[str, Tensor]:
+        out = self._item.take(rows, live, padded=padded)
+        if self._items is not None and self._item_rows is not None:
+            out |= self._items.take(self._item_rows[rows], live, padded=padded)
+        return out | self.label_batch(rows)
+
+    def label_batch(self, rows: np.ndarray | slice) -> dict[str, Tensor]:
+        """`name@label` float32 of these rows, by label column and by task, and `@weight`."""
+        by_column = self._labels.take(rows)
+        out = {f"{n}@label": t for n, t in by_column.items()}
+        for task in self.schema.tasks:  # a task may have another name than its column; both find the same tensor
+            if task.column in by_column:
+                out.setdefault(f"{task.name}@label", by_column[task.column])
+        if self.weights is not None:
+            out["@weight"] = torch.from_numpy(np.array(self.weights[rows]))
+        return out
+
+    # -- views of all of it -------------------------------------------------------------------------------------------
+    def seen(self, user_ids: Any) -> tuple[np.ndarray, np.ndarray]:
+        """All items that each of these users (encoded) has in these columns.
+
+        Returns:
+            offsets int64 [len(user_ids) + 1] and items int32, ascending per user. An unknown user has none.
+        """
+        offsets, items = self.seen_by_user
+        users = np.asarray(user_ids)
+        users = np.where((users >= 2) & (users < len(offsets) - 1), users, 0)
+        flat, bounds = jagged.gather(items, offsets[:-1][users], offsets[1:][users])
+        return bounds, flat
+
+    @cached_property
+    def seen_by_user(self) -> tuple[np.ndarray, np.ndarray]:
+        """offsets int64 [users + 1] and items int32, ascending per user, of every user id."""
+        users = np.repeat(self.user_ids, np.diff(self.lists)).astype(np.int64)
+        known = (users >= 2) & (self.item_ids >= 2)
+        pairs = np.unique(users[known] << 32 | self.item_ids[known])
+        size = self.schema.feature(self._key("user")).size or 0  # type: ignore[attr-defined]
+        return np.searchsorted(pairs, np.arange(size + 1) << 32), (pairs & 0xFFFFFFFF).astype(np.int32)
+
+    def positives(self, task: str | None = None) -> np.ndarray:
+        """bool [n_rows]: where a binary task (the first by default) has label 1; everywhere for implicit rows."""
+        binary = [t for t in self.schema.tasks if t.kind == "binary" and not t.derived]
+        chosen = self.schema.task(task) if task is not None else next(iter(binary), None)
+        if chosen is None or chosen.column not in self.labels:
+            return np.ones(self.n_rows, bool)
+        return self.labels[chosen.column] == 1
+
+    def check_labels(self) -> None:
+        """What training asks of the labels.
+
+        Raises:
+            DataError: a trained label is missing everywhere, or a binary one never differs; not for implicit rows.
+        """
+        for task in self.schema.tasks:
+            if task.derived or task.weight == 0 or self.implicit:
+                continue
+            label = self.labels[task.column]
+            live = label[~np.isnan(label)]
+            if not len(live):
+                raise DataError(f'Label "{task.column}" is missing on all {self.n_rows} rows.')
+            if task.kind == "binary" and live.min() == live.max():
+                other = 1 - int(live[0])
+                raise DataError(
+                    f'Label "{task.column}" is {int(live[0])} on all {len(live)} rows; training needs some of {other}, '
+                    "or Log(implicit=True) and sampled negatives where rows are positives only."
+                )
+
+    def select(self, index: np.ndarray) -> Columns:
+        """The columns of these requests, by mask or indices: a copy of their rows, stores shared."""
+        index = np.asarray(index)
+        index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
+        rows, lists = index, None
+        if self._lists is not None:
+            rows, lists = jagged.gather(np.arange(self.n_rows), self._lists[:-1][index], self._lists[1:][index])
+        at = self._histories.items()
+        return Columns(
+            schema=self.schema,
+            user=self._user.select(index),
+            item=self._item.select(rows),
+            users=self._users,
+            items=self._items,
+            user_rows=None if self._user_rows is None else self._user_rows[index],
+            item_rows=None if self._item_rows is None else self._item_rows[rows],
+            lists=lists,
+            histories={n: HistoryPointers(h.items, h.times, h.begin[index], h.end[index]) for n, h in at},
+            times=None if self.times is None else self.times[index],
+            label_block=self._labels.select(rows),
+            weights=None if self.weights is None else self.weights[rows],
+            implicit=self.implicit,
+            catalog=self.catalog,
+        )
+
+    # -- files --------------------------------------------------------------------------------------------------------
+    def save(self, folder: str | Path) -> None:
+        """One .npy file per array and a manifest, written last."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = folder / "columns.json"
+        manifest.unlink(missing_ok=True)
+        blocks = {"user": self._user, "item": self._item, "users": self._users, "items": self._items}
+        blocks |= {"labels": self._labels, "catalog": None if self.catalog is None else self.catalog.block}
+        arrays: dict[str, np.ndarray | None] = {
+            "user_rows": self._user_rows,
+            "item_rows": self._item_rows,
+            "lists": self._lists,
+            "times": self.times,
+            "weights": self.weights,
+            "catalog.ids": None if self.catalog is None else self.catalog.ids,
+        }
+        for name, block in blocks.items():
+            arrays |= {} if block is None else block.arrays(name)
+        for j, at in enumerate(self._histories.values()):
+            arrays |= {f"history{j}.{k}": getattr(at, k) for k in ("items", "times", "begin", "end")}
+        files = {}
+        for name, array in arrays.items():
+            if array is not None:
+                np.save(folder / f"{name}.npy", array)
+                files[name] = (folder / f"{name}.npy").stat().st_size
+        content = {
+            "format": FORMAT,
+            "schema": self.schema.to_dict(),
+            "implicit": self.implicit,
+            "blocks": {n: b.spec() for n, b in blocks.items() if b is not None},
+            "histories": list(self._histories),
+            "files": files,
+        }
+        draft = folder / ".columns.json.tmp"
+        draft.write_text(json.dumps(content, indent=1), "utf8")
+        os.replace(draft, manifest)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Columns:
+        """Mapped from the files that `save` wrote; nothing is read until it is asked for.
+
+        Raises:
+            DataError: naming the file that is missing, truncated or of another format.
+        """
+        folder = Path(folder)
+        try:
+            content = json.loads((folder / "columns.json").read_text("utf8"))
+        except FileNotFoundError:
+            raise DataError(f"There are no saved columns at {str(folder)!r}: it has no columns.json.") from None
+        except (OSError, ValueError) as error:
+            raise DataError(f"{str(folder / 'columns.json')!r} cannot be read: {error}.") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise DataError(f"{str(folder / 'columns.json')!r} is not of format {FORMAT}; encode the data again.")
+        arrays = {name: _mapped(folder / f"{name}.npy", size) for name, size in content["files"].items()}
+        blocks = {n: Block.restore(spec, arrays, n) for n, spec in content["blocks"].items()}
+        histories = {
+            name: HistoryPointers(*(arrays.get(f"history{j}.{k}") for k in ("items", "times", "begin", "end")))  # type: ignore[arg-type]
+            for j, name in enumerate(content["histories"])
+        }
+        return cls(
+            schema=Schema.from_dict(content["schema"]),
+            user=blocks["user"],
+            item=blocks["item"],
+            users=blocks.get("users"),
+            items=blocks.get("items"),
+            user_rows=arrays.get("user_rows"),
+            item_rows=arrays.get("item_rows"),
+            lists=arrays.get("lists"),
+            histories=histories,
+            times=arrays.get("times"),
+            label_block=blocks["labels"],
+            weights=arrays.get("weights"),
+            implicit=content["implicit"],
+            catalog=ItemStore(blocks["catalog"], arrays["catalog.ids"]) if "catalog" in blocks else None,
+        )
+
+
+def _one_each(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """[R, ...] as [R, 1, ...]; flat lists have the same offsets for R rows as for R × 1."""
+    flat: Iterable[str] = {n.removesuffix("@offsets") for n in batch if n.endswith("@offsets")}
+    return {n: t if n in flat or n.endswith("@offsets") else t.unsqueeze(1) for n, t in batch.items()}
+
+
+def _mapped(path: Path, size: int) -> np.ndarray:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            raise DataError(f"{str(path)!r} has {found} bytes in place of {size}; it was truncated or altered.")
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{str(path)!r} is missing from the saved columns.") from None
+    except (OSError, EOFError) as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error}.") from error
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        if "empty" in str(error):  # an array without entries cannot be mapped
+            return np.load(path, allow_pickle=False)
+        raise DataError(f"{str(path)!r} is not an array: {error}.") from error
+    return np.asarray(array)
