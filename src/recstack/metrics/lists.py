@@ -48,7 +48,7 @@ def precision(
     """
 
     def value(r: Ranked) -> Tensor:
-        return (r.relevant * r.inside).sum(-1) / r.limit.clamp(min=1).squeeze(-1)
+        return (r.relevant * r.inside).sum(-1) / r.limit.squeeze(-1)
 
     return _answer(value, score, label, where, weight, k, ties, n_positive, reduction)
 
@@ -190,7 +190,7 @@ class Ranked(NamedTuple):
 
     rank: Tensor  # [L] 1, 2, ...
     inside: Tensor  # [..., L] rank ≤ k
-    limit: Tensor  # [..., 1] k, or the number of live cells
+    limit: Tensor  # [..., 1] k, or the number of live cells, at least 1
     relevant: Tensor  # [..., L] chance that a positive stands here
     gain: Tensor  # [..., L] expected gain here
     before: Tensor  # [..., L] cells above the tie that this rank belongs to
@@ -310,7 +310,9 @@ def _rank(
         relevant, gain_at = positives / size, gain_at / size
         before, above = begin.double(), above.gather(-1, begin)
 
-    limit = live.sum(-1, keepdim=True).double() if k is None else torch.full_like(found, k).unsqueeze(-1)
+    # An empty list is cut at 1: with something to find, finding nothing is 0.
+    limit = live.sum(-1).clamp(min=1).double() if k is None else torch.full_like(found, k)
+    limit = limit.unsqueeze(-1)
     if n_positive is None:
         best = gains.sort(-1, descending=True).values
         ideal = (best * Ranked.discount(rank) * (rank <= limit)).sum(-1)
