@@ -1,0 +1,1 @@
+"""Ways to balance the losses of several tasks; one method a file."""

@@ -1,0 +1,108 @@
+"""Whatever a person hands to `fit`, as batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recstack.errors import ConfigError
+
+Batch = dict[str, Tensor]
+
+
+def encoded(data: Any, model: Any) -> Any:
+    """A raw Log as Columns, by the encoder that fitted the model's schema; anything else as it is."""
+    if isinstance(data, list | tuple):
+        return data
+    from recstack.data import Log
+
+    if not isinstance(data, Log):
+        return data
+    encoder = getattr(getattr(model, "schema", None), "encoder", None)
+    if encoder is None:
+        raise ConfigError(
+            "The model's schema has no encoder, so raw rows cannot be read. Build the model from encoder.schema, "
+            "or pass encoder.encode(log)."
+        )
+    return encoder.encode(data)
+
+
+def batches(data: Any, model: Any, *, batch_size: int, shuffle: bool, seed: int, negatives: int) -> Iterable[Batch]:
+    """Log, Columns, Loader, or anything that can be read again and again and gives batches."""
+    data = encoded(data, model)
+    if isinstance(data, list | tuple):
+        return data
+    from recstack.data import Columns, Loader
+
+    if isinstance(data, Columns):
+        if shuffle:
+            data.check_labels()
+        return Loader(data, batch_size, shuffle=shuffle, seed=seed, negatives=negatives if data.implicit else 0)
+    if not isinstance(data, Iterable):
+        raise ConfigError(f"Expected a Log, Columns, a Loader or batches; got {type(data).__name__}.")
+    if isinstance(data, Iterator):
+        raise ConfigError("An iterator can be read only once. Pass a list of batches or a Loader.")
+    return data
+
+
+def length(loader: Iterable[Batch]) -> int | None:
+    """Batches per epoch, if known."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """The batch on `device`."""
+    if not isinstance(batch, Mapping):
+        return batch
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def requests(batch: Any) -> int:
+    """R. Jagged columns have as many rows as values, so labels and the mask are asked first."""
+    if not isinstance(batch, Mapping):
+        return 1
+    for key, value in batch.items():
+        if key.endswith("@label") or key == "@mask":
+            return value.shape[0]
+    for key, value in batch.items():
+        if "@" not in key and f"{key}@offsets" not in batch:
+            return value.shape[0]
+    return 1
+
+
+def windows(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of `size` batches, the last one shorter; never reads ahead of what it gives."""
+    window: list[Batch] = []
+    for batch in loader:
+        window.append(batch)
+        if len(window) == size:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
+def shares(window: list[Batch], model: Any) -> list[dict[str, float]]:
+    """For each batch of a window, each task's share of the window's live (weighted) rows; "" is the share of requests.
+
+    A task's loss is a mean over its live rows, and a mean of such means is not the mean over the window: clicks come
+    unevenly. Scaled by these shares the window is one large batch.
+    """
+    schema = getattr(model, "schema", None)
+    counts: list[dict[str, float]] = []
+    for batch in window:
+        count: dict[str, float] = {"": float(requests(batch))}
+        if schema is not None:
+            from recstack.features import tasks
+
+            for name, (_, where, weight) in tasks.targets(batch, schema).items():
+                count[name] = float(where.sum() if weight is None else (where * weight).sum())
+        counts.append(count)
+    total = {name: sum(c[name] for c in counts) for name in counts[0]}
+    return [{name: n / total[name] if total[name] else 0.0 for name, n in c.items()} for c in counts]

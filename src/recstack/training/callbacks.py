@@ -1,0 +1,142 @@
+"""What hears of a training run: JSON lines, TensorBoard, the progress bar, and yours."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger("recstack.training")
+
+
+class Callback:
+    """Subclass it and pass ``Trainer(callbacks=[...])``. Every method may stay as it is."""
+
+    def on_start(self, trainer: Any, batches: int | None) -> None:
+        """Before the first step; `batches` per epoch, None when the data does not know."""
+
+    def on_read(self, at: dict[str, Any]) -> None:
+        """Twice a second: {"epoch", "step", "batch", "loss", "losses": {name: mean since the last}, "rate", "lr"}."""
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        """After an epoch and its validation; the same record as in the result."""
+
+    def on_end(self, result: Any) -> None:
+        """After the last step, however it ended."""
+
+
+class JSONL(Callback):
+    """One JSON object a line, appended: {"event": "read" | "epoch" | "end", ...}."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def _write(self, event: str, values: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf8") as f:
+            f.write(json.dumps({"event": event, **_finite(values)}, ensure_ascii=False) + "\n")
+
+    def on_start(self, trainer: Any, batches: int | None) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def on_read(self, at: dict[str, Any]) -> None:
+        self._write("read", at)
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        self._write("epoch", record)
+
+    def on_end(self, result: Any) -> None:
+        self._write("end", {"best": result.best, "interrupted": result.interrupted, "seconds": result.seconds})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and value - value != 0 else value
+
+
+class TensorBoard(Callback):
+    """Scalars for TensorBoard; needs the package `tensorboard` (``pip install recstack[track]``)."""
+
+    def __init__(self, folder: str | Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder))
+
+    def on_read(self, at: dict[str, Any]) -> None:
+        self._write(at, "train", at["losses"] | {"loss": at["loss"], "rate": at["rate"]})
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        self._write(record, "valid", record["valid"])
+        self._write(record, "lr", record["lr"])
+        self.writer.flush()
+
+    def on_end(self, result: Any) -> None:
+        self.writer.close()
+
+    def _write(self, at: dict[str, Any], head: str, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(f"{head}/{name}", value, at["step"])
+
+
+def loggers(folder: str | Path) -> list[Callback]:
+    """JSON lines, and TensorBoard where it is installed."""
+    out: list[Callback] = [JSONL(Path(folder) / "metrics.jsonl")]
+    try:
+        out.append(TensorBoard(folder))
+    except ImportError:
+        logger.info("TensorBoard is not installed; %s holds the same numbers.", out[0].path)  # type: ignore[attr-defined]
+    return out
+
+
+class Progress(Callback):
+    """A bar with loss and samples per second on a terminal, and a line per epoch everywhere (logged when `show` is off)."""
+
+    def __init__(self, show: bool = True) -> None:
+        self.show, self.bar = show, None
+
+    def on_start(self, trainer: Any, batches: int | None) -> None:
+        self.epochs, self.batches = trainer.epochs, batches
+        if self.show and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.bar = Bar(
+                *columns,
+                TextColumn("loss {task.fields[loss]} · {task.fields[rate]}/s"),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self.task = self.bar.add_task("epoch", total=batches, loss="–", rate="–")
+            self.bar.start()
+
+    def on_read(self, at: dict[str, Any]) -> None:
+        if self.bar is not None:
+            self.bar.update(
+                self.task,
+                description=f"epoch {at['epoch']}/{self.epochs}",
+                completed=at["batch"],
+                loss=f"{at['loss']:.4f}",
+                rate=f"{at['rate']:,.0f}",
+            )
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        valid = "".join(f" · {name} {value:.4f}" for name, value in record["valid"].items())
+        line = (
+            f"epoch {record['epoch']}/{self.epochs} · loss {record['loss']:.4f}{valid} · "
+            f"{record['seconds']:.1f} s · {record['rate']:,.0f} samples/s"
+        )
+        if self.bar is not None:
+            self.bar.console.print(line, highlight=False)
+        elif self.show:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            logger.info(line)
+
+    def on_end(self, result: Any) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

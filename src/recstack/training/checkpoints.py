@@ -1,0 +1,126 @@
+"""Checkpoints: everything that a run needs to go on as if it had never stopped. JSON and safetensors, written atomically."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recstack import bundle
+from recstack.bundle import Bundle, Piece
+from recstack.errors import BundleError, TrainingError
+from recstack.training.optimizers import Group, RowOptimizer
+
+_STEP = re.compile(r"step-(\d{9,})")
+_OWNER = "recstack.training.checkpoints:Checkpoints"
+
+
+def piece(tensors: Mapping[str, Tensor], config: dict[str, Any] | None = None) -> Piece:
+    """A part of a checkpoint."""
+    return Piece(_OWNER, config or {}, tensors)
+
+
+class Checkpoints:
+    """A folder of checkpoints, step-000001200 and so on; the newest `keep` stay.
+
+    One that was being written when the process was killed has no manifest and is passed over.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 2) -> None:
+        self.folder, self.keep = Path(folder), keep
+
+    def paths(self) -> list[Path]:
+        """Oldest first."""
+        found = [p for p in self.folder.glob("step-*") if _STEP.fullmatch(p.name)] if self.folder.is_dir() else []
+        return sorted(found, key=lambda p: int(p.name[5:]))
+
+    def save(self, step: int, pieces: Mapping[str, Piece], meta: Mapping[str, Any]) -> Path:
+        """Write one; older ones go only after it is safe on the disk."""
+        path = bundle.write(self.folder / f"step-{step:09d}", pieces, meta)
+        complete = [p for p in self.paths() if (p / "manifest.json").exists()]
+        for old in set(self.paths()) - set(complete[-self.keep :]):
+            (old / "manifest.json").unlink(missing_ok=True)  # first: half a folder must not look like a whole one
+            shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def latest(self) -> Bundle | None:
+        """The newest that can be read; a damaged one is passed over with a warning."""
+        for path in reversed(self.paths()):
+            if not (path / "manifest.json").exists():
+                continue
+            try:
+                return bundle.read(path)
+            except BundleError as e:
+                warnings.warn(f"Checkpoint {str(path)!r} is passed over: {e}", stacklevel=2)
+        return None
+
+
+def packed(groups: Sequence[Group]) -> Piece:
+    """The state of every optimiser, by parameter name: tensors "exp_avg:mlp.0.weight", plain values in the config."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        for name, p in group.params.items():
+            for key, value in group.optimizer.state.get(p, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"{key}:{name}"] = value
+                else:
+                    plain.setdefault(name, {})[key] = value
+    return piece(tensors, plain)
+
+
+def unpack(groups: Sequence[Group], saved: Piece) -> None:
+    """Put the state back."""
+    states: dict[str, dict[str, Any]] = {name: dict(values) for name, values in saved.config.items()}
+    for full, tensor in saved.tensors.items():
+        key, _, name = full.partition(":")
+        states.setdefault(name, {})[key] = tensor.clone()  # type: ignore[union-attr]
+    for group in groups:
+        here = {name: states[name] for name in group.params if name in states}
+        if isinstance(group.optimizer, RowOptimizer):
+            for name, state in here.items():
+                p = group.params[name]
+                group.optimizer.state[p] = {k: v.to(p.device) if isinstance(v, Tensor) else v for k, v in state.items()}
+            continue
+        whole = group.optimizer.state_dict()
+        order = [id(p) for g in group.optimizer.param_groups for p in g["params"]]
+        whole["state"] = {order.index(id(group.params[name])): state for name, state in here.items()}
+        group.optimizer.load_state_dict(whole)
+
+
+def randomness(device: torch.device) -> Piece:
+    """The state of torch's generators."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return piece(states)
+
+
+def restore_randomness(saved: Piece, device: torch.device) -> None:
+    torch.set_rng_state(saved.tensors["cpu"].clone())  # type: ignore[union-attr]
+    if device.type == "cuda" and "cuda" in saved.tensors:
+        torch.cuda.set_rng_state(saved.tensors["cuda"].clone(), device)  # type: ignore[union-attr]
+
+
+def require_same(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Raise a TrainingError that names the first setting or parameter in which two runs differ."""
+    now = json.loads(json.dumps(now))
+    for part in sorted({*saved, *now}):
+        a, b = saved.get(part), now.get(part)
+        if a == b:
+            continue
+        where = part
+        while isinstance(a, dict) and isinstance(b, dict):
+            key = next(k for k in [*a, *b] if a.get(k, "nothing") != b.get(k, "nothing"))
+            where, a, b = f"{where}[{key!r}]", a.get(key, "nothing"), b.get(key, "nothing")
+        raise TrainingError(
+            f"Checkpoint {str(path)!r} was made with {where} = {a}, and this run has {b}. "
+            "Resume with the same model and settings, or start anew in another folder."
+        )

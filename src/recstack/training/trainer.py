@@ -1,0 +1,557 @@
+"""One loop for every stage of the cascade."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from recstack.errors import ConfigError, TrainingError
+from recstack.training import batches as feeding
+from recstack.training import checkpoints, evaluation, schedules
+from recstack.training.callbacks import Callback, Progress, loggers
+from recstack.training.diagnosis import Movement, explain
+from recstack.training.optimizers import Group, assign, clip, route
+
+logger = logging.getLogger("recstack.training")
+
+PRECISIONS = ("fp32", "bf16")
+READ_SECONDS = 0.5  # reading a loss waits for the device, so it is done by the clock and not by the step
+CHECK_STEPS = 50  # how late a loss that is not finite may be noticed on a device that runs ahead of us
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """What the Trainer asks of a model. It knows none by name.
+
+    A model may also define ``validate(data) -> {metric: value}``, which is asked in place of the tasks' metrics; `data` is
+    what was given as `valid`, a raw Log encoded.
+    """
+
+    def losses(self, batch: Any) -> dict[str, Tensor]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> Any: ...
+    def train(self, mode: bool = True) -> Any: ...
+
+
+@dataclass
+class FitResult:
+    """What a run did.
+
+    epochs: one record each: {"epoch", "step", "loss", "losses", "valid", "lr", "seconds", "rate"}.
+    best: {"epoch", "monitor", "value"} of the weights that the model now has; None if nothing was monitored.
+    interrupted: whether Ctrl-C ended it; ``fit(resume=True)`` goes on.
+    """
+
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    interrupted: bool = False
+    steps: int = 0
+    seconds: float = 0.0
+
+
+class Trainer:
+    """Trains whatever has `losses` and parameters.
+
+    Args:
+        model: on which device it is, training happens, unless `device` says otherwise.
+        optimizer: a choice for all parameters or {key: choice}; see `optimizers.route`. By default embedding tables step
+            with row-wise Adagrad, only on the rows of the batch, the rest with Adam. ``"adam"`` moves whole tables.
+        lr: one for every optimiser, or by the keys of `optimizer`; None takes each one's own default.
+        epochs: passes over the data, at most.
+        batch_size: requests a step, where `train` is not batches already.
+        negatives: sampled per positive where a log is implicit.
+        schedule: "warmup_cosine", "warmup_linear", "warmup", "plateau", (name, options), or (step, total steps) → factor.
+        clip: largest norm of all gradients together.
+        regularization: {key: λ}: adds λ/2 · ‖W‖² over the *whole* tables to the loss (λ W to their gradients), at every
+            step; such tables are trained densely.
+        precision: "fp32", or "bf16" for autocast; weights stay float32.
+        accumulate: batches a step.
+        monitor: validation metric that chooses the best epoch: "auc", "click/auc", "ndcg@10", "loss"; its weights are
+            restored at the end. Needed by `patience` and "plateau"; None keeps the last weights.
+        patience: stop after that many epochs in a row without a better value; better means by more than `min_delta`.
+        seed: of dropout, shuffling and negatives. The caller's generators are left as they were.
+        checkpoint: folder; one is written after each epoch, when interrupted, and every `checkpoint_every` (steps, or a
+            timedelta); the two newest stay.
+        log_dir: folder for metrics.jsonl, and TensorBoard if installed.
+        progress: a bar on a terminal, a line per epoch elsewhere; False only logs.
+        callbacks: more of them.
+
+    Raises:
+        ConfigError: for what does not exist or does not fit together, before the first step.
+
+    >>> class Line(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layer = nn.Linear(1, 1)
+    ...
+    ...     def losses(self, batch):
+    ...         return {"square": (self.layer(batch["x"]) - batch["y"]).square().mean()}
+    >>> x = torch.linspace(-1, 1, 64)[:, None]
+    >>> model = Line()
+    >>> trainer = Trainer(model, optimizer="adam", lr=0.1, epochs=200, progress=False)
+    >>> result = trainer.fit([{"x": x, "y": 3 * x}])
+    >>> round(model.layer.weight.item(), 2)
+    3.0
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        optimizer: Any = None,
+        lr: float | Mapping[str, float] | None = None,
+        epochs: int = 10,
+        batch_size: int = 1024,
+        negatives: int = 4,
+        schedule: Any = None,
+        clip: float | None = None,
+        regularization: Mapping[str, float] | None = None,
+        precision: str = "fp32",
+        accumulate: int = 1,
+        monitor: str | None = None,
+        patience: int | None = None,
+        min_delta: float = 0.0,
+        seed: int = 0,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int | timedelta | None = None,
+        log_dir: str | Path | None = None,
+        progress: bool = True,
+        device: str | torch.device | None = None,
+        callbacks: Iterable[Callback] = (),
+    ) -> None:
+        if not isinstance(model, nn.Module) or not isinstance(model, Trainable):
+            raise ConfigError(
+                f"{type(model).__name__} cannot be trained: a model is a torch module with losses(batch)."
+            )
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision= is 'fp32' or 'bf16'; got {precision!r}.")
+        for name, value in (("epochs", epochs), ("batch_size", batch_size), ("accumulate", accumulate)):
+            if value < 1:
+                raise ConfigError(f"{name}= must be at least 1; got {value}.")
+        self.schedule = schedules.get(schedule)
+        if monitor is None and (patience is not None or isinstance(self.schedule, schedules.Plateau)):
+            raise ConfigError('patience= and schedule="plateau" need monitor=, the validation metric that they watch.')
+        if monitor is not None:
+            evaluation.direction(monitor)
+        self.model: nn.Module = model
+        self.optimizer = {"embedding": "rowwise_adagrad", "default": "adam"} if optimizer is None else optimizer
+        self.lr, self.epochs, self.batch_size, self.negatives = lr, epochs, batch_size, negatives
+        self.clip, self.regularization = clip, dict(regularization or {})
+        self.precision, self.accumulate = precision, accumulate
+        self.monitor, self.patience, self.min_delta, self.seed = monitor, patience, min_delta, seed
+        self.checkpoints = None if checkpoint is None else checkpoints.Checkpoints(checkpoint)
+        self.checkpoint_every = checkpoint_every
+        extra = [] if log_dir is None else loggers(log_dir)
+        self.callbacks: list[Callback] = [Progress(progress), *extra, *callbacks]
+        where = next(iter(model.parameters()), torch.empty(0)).device
+        self.device = torch.device(device) if device is not None else where
+        route(model, self.optimizer, lr)  # a wrong key is an error here, not after the data was encoded
+        assign(model, self.regularization, "regularization=")
+
+    # -- the three verbs ----------------------------------------------------------------------------------------------
+    def fit(self, train: Any, valid: Any = None, *, resume: bool = False) -> FitResult:
+        """Train; afterwards the model has its best weights (with `monitor`) or its last, and is in eval mode.
+
+        Args:
+            train, valid: a Log (encoded by the encoder of the model's schema), Columns, a Loader, or batches that can be
+                read again and again.
+            resume: go on from the newest checkpoint to the very weights that an uninterrupted run would have had, or
+                start anew if there is none. Without it, a folder that holds checkpoints is refused, so that none is lost.
+
+        Raises:
+            TrainingError: a loss that is not finite, naming what caused it; a checkpoint of another model or settings.
+        """
+        if self.monitor is not None and valid is None:
+            raise ConfigError(f"monitor={self.monitor!r} watches validation data; pass valid=.")
+        if resume and self.checkpoints is None:
+            raise ConfigError("resume=True needs checkpoint=, the folder of the checkpoints.")
+        self.model.to(self.device)
+        options = {"batch_size": self.batch_size, "negatives": self.negatives, "seed": self.seed}
+        loader = feeding.batches(train, self.model, shuffle=True, **options)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.seed)
+            run = _Run(self, loader, feeding.encoded(valid, self.model))
+            with _sparse(self.model, run.groups, self.regularization), _interruptible() as stop:
+                return run.go(resume, stop)
+
+    def evaluate(self, data: Any) -> dict[str, float]:
+        """The metrics of `data`, taken as in `fit`: the model's own `validate`, or those of its tasks."""
+        return self._measure(feeding.encoded(data, self.model))
+
+    def predict(self, data: Any) -> dict[str, Tensor]:
+        """{task: probabilities or values [R, L]} in the order of `data`, on the CPU."""
+        self.model.to(self.device)
+        with _evaluating(self.model):
+            return evaluation.predict(self.model, self._ordered(data), self.device, self._autocast)
+
+    def _measure(self, data: Any) -> dict[str, float]:
+        self.model.to(self.device)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with _evaluating(self.model), torch.random.fork_rng(devices=devices):
+            if hasattr(self.model, "validate"):
+                with torch.no_grad():
+                    return {name: float(value) for name, value in self.model.validate(data).items()}  # type: ignore[operator]
+            loader = self._ordered(data)
+            return evaluation.evaluate(self.model, loader, self.device, self._autocast, self.monitor)
+
+    def _ordered(self, data: Any) -> Any:
+        options = {"batch_size": self.batch_size, "negatives": self.negatives, "seed": self.seed}
+        return feeding.batches(data, self.model, shuffle=False, **options)
+
+    def _autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def _settings(self, groups: list[Group], total: int | None, length: int | None) -> dict[str, Any]:
+        """What must be equal for two runs to be one."""
+        schedule = self.schedule
+        looks_ahead = schedule is not schedules.constant and not isinstance(schedule, schedules.Plateau)
+        return {
+            "parameters": {n: f"{p.dtype} {list(p.shape)}" for n, p in self.model.named_parameters()},
+            "optimizers": {
+                g.key: {
+                    "class": type(g.optimizer).__name__,
+                    "parameters": list(g.params),
+                    "options": {k: repr(v) for k, v in g.optimizer.defaults.items()},
+                }
+                for g in groups
+            },
+            "schedule": _named(schedule),
+            "total steps": total if looks_ahead else None,
+            "batches": length,
+            "regularization": self.regularization,
+            **{k: getattr(self, k) for k in ("clip", "precision", "accumulate", "seed", "batch_size", "negatives")},
+            **{k: getattr(self, k) for k in ("monitor", "patience", "min_delta")},
+        }
+
+
+def _named(schedule: Any) -> str:
+    if isinstance(schedule, schedules.Plateau):
+        return f"plateau(factor={schedule.factor}, floor={schedule.floor}, patience={schedule.patience})"
+    function = getattr(schedule, "func", schedule)
+    return f"{getattr(function, '__name__', type(function).__name__)}({getattr(schedule, 'keywords', {})})"
+
+
+@dataclass
+class _Stop:
+    asked: bool = False
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Stop]:
+    """The first Ctrl-C asks for an end after the step, the second ends at once."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
+
+
+@contextmanager
+def _sparse(model: nn.Module, groups: list[Group], regularization: Mapping[str, float]) -> Iterator[None]:
+    """Sparse gradients for the tables whose optimiser is ours, while training; a whole-table penalty makes them dense."""
+    penalised = {id(p) for params in assign(model, regularization, "regularization=").values() for p in params.values()}
+    ours = {id(p) for g in groups if g.ours for p in g.params.values()} - penalised
+    changed = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.Embedding | nn.EmbeddingBag) and not m.sparse and id(m.weight) in ours
+    ]
+    try:
+        for m in changed:
+            m.sparse = True
+        yield
+    finally:
+        for m in changed:
+            m.sparse = False
+
+
+class _Run:
+    """One call of `fit`: what changes from step to step."""
+
+    def __init__(self, trainer: Trainer, loader: Iterable[Any], valid: Any) -> None:
+        self.t, self.model, self.loader, self.valid = trainer, trainer.model, loader, valid
+        self.groups = route(self.model, trainer.optimizer, trainer.lr)
+        self.params = [p for g in self.groups for p in g.params.values()]
+        penalties = assign(self.model, trainer.regularization, "regularization=")
+        self.penalties = [(p, trainer.regularization[key]) for key, ps in penalties.items() for p in ps.values()]
+        self.batches = feeding.length(loader)
+        self.total = None if self.batches is None else trainer.epochs * math.ceil(self.batches / trainer.accumulate)
+        self.schedule = trainer.schedule
+        self.plateau = None
+        if isinstance(self.schedule, schedules.Plateau):
+            s = self.schedule
+            self.plateau = schedules.Plateau(s.factor, s.floor, s.patience)  # the Trainer may fit twice
+        elif self.schedule is not schedules.constant and self.total is None:
+            raise ConfigError(
+                "The schedule needs the number of steps, and the batches have no len(). Use a Loader or a list."
+            )
+        self.best = None
+        if trainer.monitor is not None:
+            self.best = evaluation.Best(trainer.monitor, trainer.patience, trainer.min_delta)
+            known = evaluation.meters(self.model, trainer.monitor)
+            if known and not hasattr(self.model, "validate"):
+                evaluation.resolve(trainer.monitor, [*known, "loss"])
+        self.settings = trainer._settings(self.groups, self.total, self.batches)
+        self.epoch = self.batch = self.step = 0  # finished epochs, batches of this epoch, steps of the run
+        self.finished = False
+        self.sums: dict[str, Tensor] = {}  # of the losses of this epoch, on the device
+        self.samples = 0
+        self.epochs: list[dict[str, Any]] = []
+        self.spent = 0.0  # seconds of this epoch before the process was restarted
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+    def go(self, resume: bool, stop: _Stop) -> FitResult:
+        begun = time.perf_counter()
+        self._resume(resume)
+        self.saved_at = time.monotonic()
+        for callback in self.t.callbacks:
+            callback.on_start(self.t, self.batches)
+        interrupted = False
+        result = FitResult(self.epochs)
+        try:
+            movement = Movement(self.model) if self.epoch == 0 and not self.finished else None
+            while not self.finished and not interrupted:
+                interrupted = self._epoch(stop)
+                if interrupted:
+                    break
+                self._close_epoch()
+                if movement is not None and self.step > 0:
+                    movement.warn(self.model)
+                    movement = None
+                self._save()
+                interrupted = stop.asked and not self.finished
+            if self.best is not None and self.best.weights:
+                self.model.load_state_dict(self.best.weights)
+            self.model.eval()
+        finally:
+            if self.best is not None:
+                result.best = self.best.summary()
+            result.interrupted, result.steps = interrupted, self.step
+            result.seconds = time.perf_counter() - begun
+            for callback in self.t.callbacks:
+                callback.on_end(result)
+        return result
+
+    def _epoch(self, stop: _Stop) -> bool:
+        """The rest of an epoch; whether it was interrupted."""
+        self.model.train()
+        self.epoch_begun = self.read_at = time.perf_counter()
+        self.read_samples, self.read_sums, self.read_batch = self.samples, self._copy_sums(), self.batch
+        for window in feeding.windows(self._rest(), self.t.accumulate):
+            self._step(window)
+            if self._due():
+                self._save()
+            if stop.asked:
+                self._save()
+                return True
+        return False
+
+    def _rest(self) -> Iterable[Any]:
+        """The batches of this epoch that were not seen yet."""
+        if self.batch and not hasattr(self.loader, "load_state_dict"):
+            return islice(iter(self.loader), self.batch, None)
+        return self.loader
+
+    def _step(self, window: list[Any]) -> None:
+        batches = [feeding.moved(batch, self.t.device) for batch in window]
+        shares = feeding.shares(batches, self.model) if self.t.accumulate > 1 else [None]
+        for batch, share in zip(batches, shares, strict=True):
+            with self.t._autocast():
+                losses = self.model.losses(batch)  # type: ignore[operator]
+            if share is not None:
+                losses = {name: loss * share.get(name, share[""]) for name, loss in losses.items()}
+            loss = sum(losses.values())
+            assert isinstance(loss, Tensor)
+            for name, value in losses.items():
+                value = value.detach().double()
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self._check(losses, loss, batch)
+            loss.backward()
+            self.samples += feeding.requests(batch)
+        for p, penalty in self.penalties:
+            p.grad = p.detach() * penalty if p.grad is None else p.grad.add_(p.detach(), alpha=penalty)
+        if self.t.clip is not None:
+            clip(self.params, self.t.clip)
+        for group in self.groups:
+            group.scale(self._rate)
+            group.optimizer.step()
+            group.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.batch += len(window)
+        if time.perf_counter() - self.read_at >= READ_SECONDS:
+            self._read()
+
+    def _rate(self, base: float) -> float:
+        if self.plateau is not None:
+            return self.plateau.rate(base)
+        return base * self.schedule(self.step, self.total or 0)  # type: ignore[operator]
+
+    def _check(self, losses: dict[str, Tensor], loss: Tensor, batch: Any) -> None:
+        """A loss that is not finite ends the run. On a CPU it is seen before it can spoil a weight."""
+        if self.t.device.type != "cpu" and self.step % CHECK_STEPS:
+            return
+        if math.isfinite(float(loss.detach())):
+            return
+        name = next((n for n, v in losses.items() if not math.isfinite(float(v.detach()))), "sum")
+        with self.t._autocast():
+            cause = explain(self.model, batch)
+        raise TrainingError(
+            f"Loss {name!r} is {float(losses[name].detach()) if name in losses else float('nan')} in epoch "
+            f"{self.epoch + 1}, step {self.step + 1}: {cause}."
+        )
+
+    def _copy_sums(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self.sums.items()}
+
+    def _read(self) -> None:
+        now, sums = time.perf_counter(), self._copy_sums()
+        n = max(1, self.batch - self.read_batch) / self.t.accumulate
+        losses = {name: (value - self.read_sums.get(name, 0.0)) / n for name, value in sums.items()}
+        at = {
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            "batch": self.batch,
+            "loss": sum(losses.values()),
+            "losses": losses,
+            "rate": (self.samples - self.read_samples) / max(1e-9, now - self.read_at),
+            "lr": self._rates(),
+        }
+        for callback in self.t.callbacks:
+            callback.on_read(at)
+        self.read_at, self.read_sums, self.read_samples, self.read_batch = now, sums, self.samples, self.batch
+
+    def _rates(self) -> dict[str, float]:
+        return {g.key: g.optimizer.param_groups[0]["lr"] for g in self.groups}
+
+    def _close_epoch(self) -> None:
+        """Validation, the record, the best weights, the plateau, and whether there is another epoch."""
+        if not self.batch:
+            raise TrainingError("The training data has no batches.")
+        if self.t.device.type != "cpu" and not all(math.isfinite(v) for v in self._copy_sums().values()):
+            raise TrainingError(f"A loss was not finite in epoch {self.epoch + 1}; train on the CPU to see the cause.")
+        seconds = self.spent + time.perf_counter() - self.epoch_begun
+        windows = math.ceil(self.batch / self.t.accumulate)
+        losses = {name: value / windows for name, value in self._copy_sums().items()}
+        self.epoch += 1
+        record = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss": sum(losses.values()),
+            "losses": losses,
+            "valid": {} if self.valid is None else self.t._measure(self.valid),
+            "lr": self._rates(),
+            "seconds": seconds,
+            "rate": self.samples / max(1e-9, seconds),
+        }
+        self.epochs.append(record)
+        self.finished = self.epoch >= self.t.epochs
+        if self.best is not None:
+            improved = self.best.observe(record, self.model)
+            if self.plateau is not None:
+                self.plateau.observe(improved)
+            self.finished = self.finished or self.best.exhausted
+        for callback in self.t.callbacks:
+            callback.on_epoch(record)
+        self.batch, self.samples, self.spent, self.sums = 0, 0, 0.0, {}
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+    def _due(self) -> bool:
+        every = self.t.checkpoint_every
+        if self.t.checkpoints is None or every is None:
+            return False
+        if isinstance(every, timedelta):
+            return time.monotonic() - self.saved_at >= every.total_seconds()
+        return self.step % every == 0
+
+    def _save(self) -> None:
+        if self.t.checkpoints is None:
+            return
+        loader = self.loader.state_dict() if hasattr(self.loader, "state_dict") else {}  # type: ignore[attr-defined]
+        in_epoch = time.perf_counter() - self.epoch_begun if self.batch else 0.0
+        meta = {
+            "settings": self.settings,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "samples": self.samples,
+            "spent": self.spent + in_epoch,
+            "epochs": self.epochs,
+            "loader": loader,
+            "plateau": None if self.plateau is None else self.plateau.state_dict(),
+            "best": None if self.best is None else {k: getattr(self.best, k) for k in ("value", "epoch", "waited")},
+        }
+        pieces = {
+            "model": checkpoints.piece(self.model.state_dict()),
+            "optimizers": checkpoints.packed(self.groups),
+            "random": checkpoints.randomness(self.t.device),
+            "sums": checkpoints.piece(self.sums),
+        }
+        if self.best is not None and self.best.weights:
+            pieces["best"] = checkpoints.piece(self.best.weights)
+        self.t.checkpoints.save(self.step, pieces, meta)
+        self.saved_at = time.monotonic()
+
+    def _resume(self, resume: bool) -> None:
+        store = self.t.checkpoints
+        saved = None if store is None else store.latest()
+        if saved is None:
+            return
+        if not resume:
+            raise TrainingError(
+                f"{str(store.folder)!r} holds a checkpoint of step {saved.meta['step']}. "  # type: ignore[union-attr]
+                "Pass resume=True to go on from it, or another folder to start anew."
+            )
+        meta = saved.meta
+        checkpoints.require_same(meta["settings"], self.settings, saved.path)
+        self.model.load_state_dict(saved.piece("model").tensors)
+        checkpoints.unpack(self.groups, saved.piece("optimizers"))
+        checkpoints.restore_randomness(saved.piece("random"), self.t.device)
+        self.sums = {k: v.to(self.t.device, copy=True) for k, v in saved.piece("sums").tensors.items()}  # type: ignore[union-attr]
+        self.epoch, self.batch, self.step = meta["epoch"], meta["batch"], meta["step"]
+        self.samples, self.spent = meta["samples"], meta["spent"]
+        self.epochs.extend(meta["epochs"])
+        if hasattr(self.loader, "load_state_dict"):
+            self.loader.load_state_dict(meta["loader"])  # type: ignore[attr-defined]
+        if self.plateau is not None:
+            self.plateau.load_state_dict(meta["plateau"])
+        if self.best is not None:
+            for key, value in meta["best"].items():
+                setattr(self.best, key, value)
+            if "best" in saved.pieces:
+                self.best.weights = {k: v.clone().to(self.t.device) for k, v in saved.piece("best").tensors.items()}  # type: ignore[union-attr]
+        self.finished = self.epoch >= self.t.epochs or (self.best is not None and self.best.exhausted)

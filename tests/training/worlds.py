@@ -1,0 +1,71 @@
+"""Tiny models and data for the tests of training; run as a script, it trains until it is killed or done."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recstack.kernels.rows import Rows, dense_gather, sparse_gather
+from recstack.training import Trainer
+
+
+class Table(nn.Embedding):
+    """An arena as features.tables makes them, without names."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        lazily = self.sparse and torch.is_grad_enabled() and self.weight.requires_grad
+        return (sparse_gather if lazily else dense_gather)(self.weight, Rows(ids))
+
+
+class Net(nn.Module):
+    """Embeddings, dropout, batch statistics, one binary loss: everything whose state a checkpoint must hold."""
+
+    def __init__(self, rows: int = 40, dim: int = 4, dropout: float = 0.2) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = Table(rows, dim, padding_idx=0)
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * dim, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 1)
+        )
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.mlp(self.table(batch["ids"]).flatten(1)).squeeze(-1)
+
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"click": F.binary_cross_entropy_with_logits(self(batch).float(), batch["click@label"])}
+
+    def predict(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"click": self(batch).sigmoid()}
+
+
+def world(n: int = 8, size: int = 16, rows: int = 40, seed: int = 3) -> list[dict[str, Tensor]]:
+    """Batches whose label is whether the two ids are alike in parity."""
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, rows, (n, size, 2), generator=g, dtype=torch.int32)
+    return [{"ids": i, "click@label": (i.sum(1) % 2 == 0).float()} for i in ids]
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def trainer(model: nn.Module, optimizer: str, **options) -> Trainer:
+    settings = {"monitor": "loss", "schedule": "plateau", "clip": 1.0, "epochs": 6, "progress": False} | options
+    return Trainer(model, optimizer={"embedding": optimizer, "default": "adam"}, **settings)
+
+
+if __name__ == "__main__":
+    folder, optimizer, result = sys.argv[1:]
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(1)
+    model = Net()
+    trainer(model, optimizer, checkpoint=folder, checkpoint_every=3).fit(world(), world(2, seed=4), resume=True)
+    save_file(weights(model), result)
