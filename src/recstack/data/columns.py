@@ -222,6 +222,24 @@ class Columns:
             return np.ones(self.n_rows, bool)
         return self.labels[chosen.column] == 1
 
+    def enters(self, history: History) -> np.ndarray:
+        """bool [n_rows]: which rows enter this history, by its `where`."""
+        if history.where is None:
+            return np.ones(self.n_rows, bool)
+        columns = {t.name: t.column for t in self.schema.tasks}
+        label = self.labels.get(columns.get(history.where, history.where))
+        if label is None:
+            raise SchemaError(f"History {history.name!r} has where={history.where!r}, which is no task's label.")
+        return label == 1
+
+    def history_pointers(self, name: str) -> HistoryPointers:
+        """Where each request's history lies."""
+        return self._histories[name]
+
+    def user_sources(self) -> tuple[Block, Block | None, np.ndarray | None]:
+        """Request features [n_requests], user attributes with row 0 for the unknown, and each request's row of these."""
+        return self._user, self._users, self._user_rows
+
     def check_labels(self) -> None:
         """What training asks of the labels.
 

@@ -57,10 +57,10 @@ class Loader:
         catalog: ItemStore | None = None,
         times: bool = False,
     ) -> None:
-        if batch_size < 1 or negatives < 0 or prefetch < 0:
-            raise ConfigError(
-                f"batch_size is at least 1, negatives and prefetch at least 0; got {batch_size}, {negatives}, {prefetch}."
-            )
+        least = {"batch_size": 1, "negatives": 0, "prefetch": 0, "negative_power": 0}
+        for (name, low), value in zip(least.items(), (batch_size, negatives, prefetch, negative_power), strict=True):
+            if value < low:
+                raise ConfigError(f"{name} is at least {low}; got {value}.")
         self.columns, self.batch_size, self.shuffle, self.seed = columns, batch_size, shuffle, seed
         self.negatives, self.drop_last, self.prefetch, self.times = negatives, drop_last, prefetch, times
         self._requests = np.arange(columns.n_requests)
@@ -142,10 +142,12 @@ class Loader:
         self._cumulative = None
         if power:
             count = np.bincount(self.columns.item_ids, minlength=catalog.size)[catalog.ids]
-            self._cumulative = np.cumsum(count.astype(np.float64) ** power if power > 0 else 1.0 / np.maximum(count, 1))
+            self._cumulative = np.cumsum(count.astype(np.float64) ** power)
             if not self._cumulative[-1] > 0:
                 raise ConfigError("negative_power= weighs items by their rows, and no item of the catalog has any.")
-        self._seen = self.columns.seen_by_user if schema.user is not None else (np.zeros(1, np.int64), np.zeros(0))
+        self._users = np.zeros(self.columns.n_requests, np.int32) if schema.user is None else self.columns.user_ids
+        nothing = np.zeros(2, np.int64), np.zeros(0, np.int32)
+        self._seen = nothing if schema.user is None else self.columns.seen_by_user
 
     def _draw(self, chance: np.random.Generator, n: int) -> np.ndarray:
         if self._cumulative is None:
@@ -155,7 +157,7 @@ class Loader:
         return self._catalog.ids[np.minimum(at, len(self._catalog.ids) - 1)].astype(np.int32)
 
     def _with_negatives(self, index: np.ndarray, chance: np.random.Generator) -> Batch:
-        users, positive = self.columns.user_ids[index], self.columns.item_ids[index]
+        users, positive = self._users[index], self.columns.item_ids[index]
         drawn = self._draw(chance, len(index) * self.negatives).reshape(len(index), self.negatives)
         for _ in range(16):
             wrong = self._taken(users, positive, drawn)

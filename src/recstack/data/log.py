@@ -173,6 +173,28 @@ class Log:
             ) from None
         return joined["@row"].cast(pl.Int64).fill_null(-1).to_numpy()
 
+    def user_codes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Users of the events, then those of the users frame alone.
+
+        Returns:
+            raw users; int64 [requests], each request's place among them, -1 for null; and int64 [users], their rows in
+            the users frame (-1 for none), or None without a frame.
+        """
+        key = self.schema.user
+        assert key is not None
+        raw = factorised(self.events[key])
+        users, codes = raw.values, raw.codes
+        assert codes is not None
+        if self.request is not None:
+            codes = codes[np.unique(self.request_codes(), return_index=True)[1]]
+        if self.users is None:
+            return users, codes.astype(np.int64), None
+        row = {u: i for i, u in enumerate(self.users[key].to_list())}
+        known = set(users.tolist())
+        more = [u for u in row if u not in known]
+        users = np.append(users, np.array(more, users.dtype))
+        return users, codes.astype(np.int64), np.array([row.get(u, -1) for u in users.tolist()], np.int64)
+
     @cached_property
     def times(self) -> np.ndarray:
         """int64 [events].
