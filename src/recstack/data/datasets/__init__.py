@@ -1,0 +1,41 @@
+"""Public data sets as Logs: one file per set, each saying what it is and on what terms it may be used.
+
+Nothing is shipped with RecStack. Every loader reads files that are already on this machine: in `data_dir`, else in the
+folder that the environment variable RECSTACK_DATA names, else in ../shared/data, else in the user's cache. `download`
+fetches the originals for those who have a network; `describe` lists the sets, their size and their terms.
+"""
+
+# Not lazy: several functions have their file's name, and a file imported later would take its function's place.
+from recstack.data.datasets.about import About, Remote, describe
+from recstack.data.datasets.census import census_income
+from recstack.data.datasets.download import download, fetch
+from recstack.data.datasets.files import resolve_data_dir
+from recstack.data.datasets.frappe import frappe
+from recstack.data.datasets.kuairand import kuairand_pure
+from recstack.data.datasets.letor import letor, read_letor
+from recstack.data.datasets.libsvm import read_libsvm
+from recstack.data.datasets.lightgcn import lightgcn, read_adjacency
+from recstack.data.datasets.movielens import movielens_1m, movielens_100k
+from recstack.data.datasets.s3rec import s3rec
+from recstack.data.datasets.sasrec import sasrec
+
+__all__ = [
+    "About",
+    "Remote",
+    "census_income",
+    "describe",
+    "download",
+    "fetch",
+    "frappe",
+    "kuairand_pure",
+    "letor",
+    "lightgcn",
+    "movielens_1m",
+    "movielens_100k",
+    "read_adjacency",
+    "read_letor",
+    "read_libsvm",
+    "resolve_data_dir",
+    "s3rec",
+    "sasrec",
+]

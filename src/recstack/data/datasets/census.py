@@ -1,0 +1,154 @@
+"""Census-Income (KDD): persons of the US census bureau's 1994 and 1995 surveys; the multi-task benchmark of MMoE and PLE.
+
+Terms: none stated (UCI machine learning repository).
+
+Citation: UCI Machine Learning Repository. 2000. Census-Income (KDD). https://doi.org/10.24432/C5N30T
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from recstack.data.datasets.about import About, Remote
+from recstack.data.datasets.files import find_file, read_table
+from recstack.data.log import Log
+from recstack.errors import ConfigError, DataError, unknown
+from recstack.schema import Categorical, Numeric, Schema, Task
+
+ABOUT = (
+    About(
+        name="census-income",
+        loader="census_income()",
+        rows="299,285 persons",
+        what="40 demographic columns; income over 50,000 dollars, never married; 199,523 / 99,762 rows.",
+        terms="none stated (UCI)",
+        folders=("census-income-kdd",),
+        needs=("census-income.data",),
+        remotes=(
+            Remote(
+                "https://archive.ics.uci.edu/static/public/117/census+income+kdd.zip",
+                keep=("census-income.data", "census-income.test"),
+            ),
+        ),
+    ),
+)
+
+COLUMNS = [
+    "age",
+    "class_of_worker",
+    "detailed_industry_recode",
+    "detailed_occupation_recode",
+    "education",
+    "wage_per_hour",
+    "enroll_in_edu_inst_last_wk",
+    "marital_stat",
+    "major_industry_code",
+    "major_occupation_code",
+    "race",
+    "hispanic_origin",
+    "sex",
+    "member_of_a_labor_union",
+    "reason_for_unemployment",
+    "full_or_part_time_employment_stat",
+    "capital_gains",
+    "capital_losses",
+    "dividends_from_stocks",
+    "tax_filer_stat",
+    "region_of_previous_residence",
+    "state_of_previous_residence",
+    "detailed_household_and_family_stat",
+    "detailed_household_summary_in_household",
+    "instance_weight",
+    "migration_code_change_in_msa",
+    "migration_code_change_in_reg",
+    "migration_code_move_within_reg",
+    "live_in_this_house_1_year_ago",
+    "migration_prev_res_in_sunbelt",
+    "num_persons_worked_for_employer",
+    "family_members_under_18",
+    "country_of_birth_father",
+    "country_of_birth_mother",
+    "country_of_birth_self",
+    "citizenship",
+    "own_business_or_self_employed",
+    "fill_inc_questionnaire_for_veterans_admin",
+    "veterans_benefits",
+    "weeks_worked_in_year",
+    "year",
+    "income_over_50k",
+]
+
+NUMERIC = {
+    "age": "standard",
+    "wage_per_hour": "log",
+    "capital_gains": "log",
+    "capital_losses": "log",
+    "dividends_from_stocks": "log",
+    "num_persons_worked_for_employer": "standard",
+    "weeks_worked_in_year": "standard",
+}
+_COLLEGE = (
+    "Bachelors degree(BA AB BS)",
+    "Masters degree(MA MS MEng MEd MSW MBA)",
+    "Prof school degree (MD DDS DVM LLB JD)",
+    "Doctorate degree(PhD EdD)",
+)
+# task: (the column it is made from, its label)
+_TASKS = {
+    "income": ("income_over_50k", pl.col("income_over_50k") == "50000+"),
+    "marital": ("marital_stat", pl.col("marital_stat") == "Never married"),
+    "education": ("education", pl.col("education").is_in(_COLLEGE)),
+}
+
+
+def census_income(
+    tasks: Sequence[str] = ("income", "marital"), *, weighted: bool = False, data_dir: str | Path | None = None
+) -> tuple[Log, Log]:
+    """(train, test) of Census-Income: 199,523 and 99,762 persons.
+
+    Terms and citation: see the top of this file.
+
+    Binary tasks: "income" (over 50,000 dollars), "marital" (never married), "education" (a bachelor's degree or more).
+    Features: the 40 columns, 7 numeric and 33 categorical, without those that a task is made from; role context, as
+    there are no users and items. "?" is a value of its own, as in the file: these answers are not missing at random.
+    The income is never a feature. `instance_weight`, how many persons a row stands for, is no feature either; published
+    multi-task numbers do not use it.
+
+    Args:
+        tasks: the published pairs are ("income", "marital") and ("education", "marital").
+        weighted: weigh rows by `instance_weight`, in loss and metrics.
+        data_dir: see `resolve_data_dir`.
+
+    Raises:
+        DataError: the files are not there, or not of that format.
+        ConfigError: an unknown task, or none.
+    """
+    if isinstance(tasks, str) or not tasks:
+        raise ConfigError(f"tasks= is a list of {', '.join(_TASKS)}; got {tasks!r}.")
+    for task in tasks:
+        if task not in _TASKS:
+            raise unknown("task of Census-Income", task, _TASKS)
+    folder = ABOUT[0].folder(data_dir)
+    apart = {"instance_weight", "income_over_50k", *(_TASKS[t][0] for t in tasks)}
+    names = [c for c in COLUMNS if c not in apart]
+    features = [Numeric(c, transform=NUMERIC[c]) if c in NUMERIC else Categorical(c) for c in names]
+    schema = Schema(features, [Task(t) for t in tasks])
+
+    def part(name: str, file: str) -> Log:
+        path = find_file(folder, file)
+        table = read_table(path, dict.fromkeys(COLUMNS, pl.String)).with_columns(pl.all().str.strip_chars(" "))
+        table = table.with_columns(pl.col("income_over_50k").str.strip_chars_end("."))
+        odd = table.filter(~pl.col("income_over_50k").is_in(("50000+", "- 50000")).fill_null(False))["income_over_50k"]
+        if len(odd):
+            raise DataError(f"{str(path)!r} holds income {odd[0]!r}; '- 50000.' or '50000+.' is due.")
+        numbers = [pl.col(c).cast(pl.Float64) for c in (*NUMERIC, "instance_weight")]
+        try:
+            events = table.with_columns(*numbers, *(_TASKS[t][1].cast(pl.Int8).alias(t) for t in tasks))
+        except pl.exceptions.PolarsError as e:
+            raise DataError(f"{str(path)!r} holds a text where a number is due: {str(e).splitlines()[0]}.") from e
+        return Log(events, schema, weight="instance_weight" if weighted else None, name=f"census-income/{name}")
+
+    return part("train", "census-income.data"), part("test", "census-income.test")
