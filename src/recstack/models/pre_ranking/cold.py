@@ -48,7 +48,7 @@ class COLD(Model):
     Wang et al., DLP-KDD 2020, https://arxiv.org/abs/2007.16122
 
     >>> import recstack as rs
-    >>> train, valid, test = rs.split.by_time(rs.simulator.small().log())
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
     >>> encoder = rs.Encoder(train.schema).fit(train)
     >>> scout = rs.pre_ranking.COLD(encoder.schema, hidden=(32,)).fit(train, epochs=1, progress=False)
     >>> best = scout.select(valid, 3)

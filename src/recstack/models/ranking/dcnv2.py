@@ -40,7 +40,7 @@ class DCNv2(Model):
     Wang et al., WWW 2021, https://arxiv.org/abs/2008.13535
 
     >>> import recstack as rs
-    >>> train, valid, test = rs.split.by_time(rs.simulator.small().log())
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
     >>> model = rs.ranking.DCNv2(rs.Encoder(train.schema).fit(train).schema, rank=4, hidden=(32,))
     >>> model = model.fit(train, valid=valid, epochs=1, progress=False)
     >>> model.score(test)["click"].shape == (len(test),)

@@ -33,7 +33,7 @@ class FM(Model):
     Rendle, ICDM 2010, https://doi.org/10.1109/ICDM.2010.127
 
     >>> import recstack as rs
-    >>> train, valid, test = rs.split.by_time(rs.simulator.small().log())
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
     >>> model = rs.ranking.FM(rs.Encoder(train.schema).fit(train).schema, dim=4)
     >>> model = model.fit(train, valid=valid, epochs=1, progress=False)
     >>> model.score(test)["click"].shape == (len(test),)

@@ -30,7 +30,7 @@ class LR(Model):
     Richardson et al., WWW 2007, https://doi.org/10.1145/1242572.1242643
 
     >>> import recstack as rs
-    >>> train, valid, test = rs.split.by_time(rs.simulator.small().log())
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
     >>> model = rs.ranking.LR(rs.Encoder(train.schema).fit(train).schema)
     >>> model = model.fit(train, valid=valid, epochs=1, progress=False)
     >>> model.score(test)["click"].shape == (len(test),)
