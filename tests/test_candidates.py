@@ -155,6 +155,13 @@ def test_the_order_is_stable_with_not_a_number_and_empty_cells_last():
     assert Candidates(ids, scores, mask).top(99).width == 8
 
 
+def test_the_head_is_the_first_places_as_they_are():
+    part = proposals(6, 8, 20, 1, "a")
+    head = part.head(3)
+    assert torch.equal(head.ids, part.ids[:, :3])
+    torch.testing.assert_close(head.source["a"], part.source["a"][:, :3], equal_nan=True)
+
+
 def test_rescoring_remembers_every_stage():
     part = proposals(6, 8, 20, 1, "retriever")
     ranked = part.rescore(-part.scores, "ranker").top(3)

@@ -69,6 +69,11 @@ class Candidates:
         """The k best by score, best first (all of them if there are fewer, or without k)."""
         return self.select(self.order()[:, :k])
 
+    def head(self, k: int) -> Candidates:
+        """The first k places as they are: the page, once rules have put it in order."""
+        source = {name: score[:, :k] for name, score in self.source.items()}
+        return Candidates(self.ids[:, :k], self.scores[:, :k], self.mask[:, :k], source)
+
     def rescore(self, scores: Tensor, name: str) -> Candidates:
         """The same candidates in the same order with new scores [R, K], remembered in `source` under `name`."""
         return Candidates(self.ids, scores, self.mask, {**self.source, name: scores})

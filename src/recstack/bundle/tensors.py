@@ -67,9 +67,9 @@ def _describe(name: str, value: Tensor | np.ndarray) -> tuple[str, list[int], in
 
 def _raw(value: Tensor | np.ndarray) -> memoryview:
     if isinstance(value, Tensor):
-        return memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     array = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Tensor]:
