@@ -10,6 +10,7 @@ from typing import Any
 
 _WHERE = {
     "Columns": "columns",
+    "CounterStream": "counters",
     "Encoder": "encoder",
     "HistoryTimeline": "log",
     "ItemStore": "store",
@@ -20,6 +21,7 @@ _WHERE = {
     "Requests": "profiles",
     "WindowCounter": "counters",
     "read": "readers",
+    "with_counters": "counters",
 }
 _MODULES = ("counters", "datasets", "simulator", "splits")
 

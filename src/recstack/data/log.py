@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -222,6 +222,10 @@ class Log:
         rows = rows.to_numpy() if isinstance(rows, pl.Series) else np.asarray(rows)
         events = self.events.filter(pl.Series(rows)) if rows.dtype == bool else self.events[rows.astype(np.int64)]
         return self._with(events)
+
+    def with_columns(self, columns: Iterable[pl.Series]) -> Log:
+        """With these columns added to the events, or replaced."""
+        return self._with(self.events.with_columns(list(columns)))
 
     def with_histories(self) -> Log:
         """With pointers into time-ordered histories, for each History whose column is not in the events.
