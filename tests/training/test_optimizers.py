@@ -168,7 +168,7 @@ def test_a_wrong_choice_is_one_sentence(optimizer, sentence):
 
 
 def test_a_key_of_lr_that_is_no_key_of_optimizer_guesses():
-    with pytest.raises(ConfigError, match="Unknown key in lr= 'defaut'. Did you mean 'default'"):
+    with pytest.raises(ConfigError, match=r"Unknown key in lr= 'defaut'\. Did you mean 'default'"):
         Trainer(Net(), optimizer={"default": "adam"}, lr={"defaut": 1.0})
 
 

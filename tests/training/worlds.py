@@ -1,11 +1,21 @@
-"""Tiny models and data for the tests of training; run as a script, it trains until it is killed or done."""
+"""Tiny models and data for the tests of training.
+
+Run as a script it trains in child processes that it kills at random moments until one reaches the end.
+"""
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 import sys
+import time
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recstack.kernels.rows import Rows, dense_gather, sparse_gather
@@ -61,11 +71,36 @@ def trainer(model: nn.Module, optimizer: str, **options) -> Trainer:
     return Trainer(model, optimizer={"embedding": optimizer, "default": "adam"}, **settings)
 
 
-if __name__ == "__main__":
-    folder, optimizer, result = sys.argv[1:]
-    from safetensors.torch import save_file
-
+def train_to(result: Path, optimizer: str, folder: Path | None) -> None:
     torch.set_num_threads(1)
     model = Net()
-    trainer(model, optimizer, checkpoint=folder, checkpoint_every=3).fit(world(), world(2, seed=4), resume=True)
+    options = {} if folder is None else {"checkpoint": folder, "checkpoint_every": 3}
+    trainer(model, optimizer, **options).fit(world(), world(2, seed=4), resume=folder is not None)
     save_file(weights(model), result)
+
+
+def killed_at(moment: float, *args: Any) -> bool:
+    """Whether a child process that runs `train_to` was killed before it was done."""
+    child = os.fork()
+    if child == 0:
+        train_to(*args)
+        os._exit(0)
+    end = time.monotonic() + moment
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return False
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+if __name__ == "__main__":
+    out, optimizer, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    chance, kills = random.Random(seed), 0
+    assert not killed_at(60, out / "whole", optimizer, None)
+    while killed_at(chance.uniform(0.05, 0.5) if kills < 20 else 60, out / "pieces", optimizer, out / "checkpoints"):
+        kills += 1
+    print(kills)
