@@ -182,12 +182,8 @@ class Columns:
         return out | self.label_batch(rows)
 
     def label_batch(self, rows: np.ndarray | slice) -> dict[str, Tensor]:
-        """`name@label` float32 of these rows, by label column and by task, and `@weight`."""
-        by_column = self._labels.take(rows)
-        out = {f"{n}@label": t for n, t in by_column.items()}
-        for task in self.schema.tasks:  # a task may have another name than its column; both find the same tensor
-            if task.column in by_column:
-                out.setdefault(f"{task.name}@label", by_column[task.column])
+        """`column@label` float32 of these rows, and `@weight`."""
+        out = {f"{n}@label": t for n, t in self._labels.take(rows).items()}
         if self.weights is not None:
             out["@weight"] = torch.from_numpy(np.array(self.weights[rows]))
         return out

@@ -193,7 +193,7 @@ class Loader:
         if name == "@weight":
             return label[:, None].expand(-1, 1 + self.negatives)
         column = name.removesuffix("@label")
-        binary = any(t.kind == "binary" and column in (t.name, t.column) for t in self.columns.schema.tasks)
+        binary = any(t.kind == "binary" and t.column == column for t in self.columns.schema.tasks)
         rest = torch.full((len(label), self.negatives), 0.0 if binary else torch.nan)
         return torch.cat([label[:, None], rest], 1)
 
