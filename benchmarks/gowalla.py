@@ -1,0 +1,118 @@
+"""Gowalla on LightGCN's split: 29,858 users, 40,981 places, full ranking of all places, a user's training items left out.
+
+    python benchmarks/gowalla.py --model swing
+    python benchmarks/gowalla.py --model item_cf
+    python benchmarks/gowalla.py --model popularity
+    python benchmarks/gowalla.py --model lightgcn --epochs 1000     # the published run; --every 20 measures on the way
+
+Each run prints one line of JSON and appends it to --out. Published, recall@20 / ndcg@20: LightGCN, 3 layers, 1000 epochs,
+0.1830 / 0.1554 (paper) and 0.1824 / 0.1547 (the authors' PyTorch code). The usual protocol of this set has no validation
+part: numbers are of the last epoch, never of the epoch that is best on the test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import recstack as rs
+from recstack.kernels.cooccurrence import interactions
+from recstack.kernels.topk import Sparse, evaluate_topk
+from recstack.training.callbacks import Callback
+
+K = 20
+
+
+def measure(model: Any, users: list[int], truth: Sparse) -> dict[str, float]:
+    """recall@20 and ndcg@20, means over the users; seconds of recommending and measuring."""
+    begun = time.perf_counter()
+    found = model.recommend(users, K)
+    recall, ndcg = evaluate_topk(found.ids.numpy(), truth, found.mask.sum(1).numpy())
+    seconds = time.perf_counter() - begun
+    return {
+        f"recall@{K}": round(float(np.nanmean(recall)), 5),
+        f"ndcg@{K}": round(float(np.nanmean(ndcg)), 5),
+        "evaluate_seconds": round(seconds, 2),
+    }
+
+
+class Watch(Callback):
+    """Measures every so many epochs."""
+
+    def __init__(self, model: Any, users: list[int], truth: Sparse, every: int, write: Any):
+        self.model, self.users, self.truth, self.every, self.write = model, users, truth, every, write
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        if record["epoch"] % self.every == 0:
+            now = measure(self.model, self.users, self.truth)
+            self.model.train()
+            self.write({"epoch": record["epoch"], "loss": record["loss"], "epoch_seconds": record["seconds"]} | now)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("swing", "item_cf", "popularity", "lightgcn"), default="swing")
+    parser.add_argument("--epochs", type=int, default=1000, help="of lightgcn")
+    parser.add_argument("--every", type=int, default=20, help="lightgcn: epochs between measurements")
+    parser.add_argument("--batch-size", type=int, default=2048, help="of lightgcn")
+    parser.add_argument("--layers", type=int, default=3, help="of lightgcn")
+    parser.add_argument("--seed", type=int, default=0, help="of lightgcn")
+    parser.add_argument("--checkpoint", help="lightgcn: folder; a run that was stopped goes on from there")
+    parser.add_argument("--data-dir", help="folder of the public data sets; RECSTACK_DATA by default")
+    parser.add_argument("--out", type=Path, help="file that the lines are appended to")
+    args = parser.parse_args()
+    begun = time.perf_counter()
+
+    def write(line: dict[str, Any]) -> None:
+        text = json.dumps({"data": "gowalla", "model": args.model} | line)
+        print(text, flush=True)
+        if args.out is not None:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            with args.out.open("a", encoding="utf8") as file:
+                file.write(text + "\n")
+
+    train, test = rs.datasets.lightgcn("gowalla", data_dir=args.data_dir)
+    encoder = rs.Encoder(train.schema).fit(train)
+    columns, held_out = encoder.encode(train), encoder.encode(test)
+    users = np.unique(held_out.user_ids)
+    assert users.min() >= 2  # everybody in the test was met in training
+    assert held_out.item_ids.min() >= 2
+    rows = np.searchsorted(users, held_out.user_ids)
+    truth = interactions(rows, held_out.item_ids, len(users), encoder.catalog.size)
+    raw = encoder.decode(train.schema.user, users).tolist()
+    read = time.perf_counter() - begun
+
+    if args.model == "lightgcn":
+        torch.manual_seed(args.seed)  # of the initial weights
+        model = rs.retrieval.LightGCN(encoder.schema, layers=args.layers)
+        model._remember(columns)  # measured before fit returns
+        options = {"epochs": args.epochs, "batch_size": args.batch_size, "seed": args.seed, "progress": False}
+        model.fit(
+            columns, callbacks=[Watch(model, raw, truth, args.every, write)], checkpoint=args.checkpoint, **options
+        )
+    else:
+        model = {"swing": rs.retrieval.Swing, "item_cf": rs.retrieval.ItemCF, "popularity": rs.retrieval.Popularity}[
+            args.model
+        ]()
+        options = {}
+        model.fit(columns)
+    fitted = time.perf_counter() - begun - read
+    result = measure(model, raw, truth)
+    seconds = {"read_seconds": read, "fit_seconds": fitted, "total_seconds": time.perf_counter() - begun}
+    config = {k: v for k, v in model.config.items() if k != "schema"} | options
+    write(
+        result
+        | {name: round(value, 2) for name, value in seconds.items()}
+        | {"threads": torch.get_num_threads(), "config": config, "command": " ".join(sys.argv)}
+    )
+
+
+if __name__ == "__main__":
+    main()

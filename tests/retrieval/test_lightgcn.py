@@ -1,0 +1,145 @@
+"""LightGCN against the dense matrices of its paper: scores, loss, gradients; and its graph in a bundle."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import recstack as rs
+
+LAYERS, DIM, DECAY = 2, 6, 0.3
+
+
+def world(seed=0, users=30, items=20, n=240):
+    rng = np.random.default_rng(seed)
+    user = rng.integers(users, size=n)
+    item = rng.integers(items // 2, size=n) * 2 + (user + (rng.random(n) < 0.1)) % 2
+    data = {"user": user, "item": item, "click": (rng.random(n) < 0.8).astype(int)}
+    schema = rs.Schema([rs.Categorical("user", "user"), rs.Categorical("item", "item")], [rs.Task("click")])
+    return rs.Log(data, schema)
+
+
+def prepared(log, **options):
+    encoder = rs.Encoder(log.schema).fit(log)
+    torch.manual_seed(0)
+    model = rs.retrieval.LightGCN(encoder.schema, dim=DIM, layers=LAYERS, weight_decay=DECAY, **options)
+    columns = encoder.encode(log)
+    model.prepare(columns)
+    return model, columns
+
+
+def dense(model, columns):
+    """Initial and smoothed embeddings by id, from the (U + N) x (U + N) matrix; the initial ones are leaves."""
+    user, item = (model.schema.feature(n).size for n in ("user", "item"))
+    r = torch.zeros(user, item)
+    kept = columns.labels["click"] == 1
+    r[columns.user_ids[kept].tolist(), columns.item_ids[kept].tolist()] = 1
+    a = torch.cat([torch.cat([torch.zeros(user, user), r], 1), torch.cat([r.T, torch.zeros(item, item)], 1)])
+    degree = a.sum(1)
+    scale = torch.where(degree > 0, degree.clamp(min=1).rsqrt(), 0)
+    a = scale[:, None] * a * scale
+    start = [e.detach().clone().requires_grad_() for e in model.initial()]
+    layer = total = torch.cat(start)
+    for _ in range(LAYERS):
+        layer = a @ layer
+        total = total + layer
+    return start, (total / (LAYERS + 1)).split([user, item])
+
+
+def test_scores_are_those_of_the_dense_matrices():
+    model, columns = prepared(world())
+    model.eval()
+    batch = columns.batch(np.arange(50))
+    _, (users, items) = dense(model, columns)
+    expected = (users[batch["user"].long(), None] * items[batch["item"].long()]).sum(-1)
+    torch.testing.assert_close(model(batch)["click"], expected)
+    with torch.no_grad():
+        torch.testing.assert_close(model(batch)["click"], expected)
+        torch.testing.assert_close(model.user_vectors(batch)[:, 0], users[batch["user"].long()])
+        torch.testing.assert_close(model.item_vectors({"item": batch["item"][:, 0]}), items[batch["item"][:, 0].long()])
+
+
+def test_loss_and_gradient_are_those_of_the_dense_matrices():
+    model, columns = prepared(world())
+    rng = torch.Generator().manual_seed(1)
+    user = torch.from_numpy(columns.user_ids[:40])
+    positive = torch.from_numpy(columns.item_ids[:40])[:, None]
+    negative = torch.randint(2, 20, (40, 2), generator=rng, dtype=torch.int32)
+    batch = {"user": user, "item": torch.cat([positive, negative], 1)}
+    batch["click@label"] = torch.tensor([[1.0, 0.0, 0.0]]).expand(40, -1)
+    found = model.losses(batch)
+    (e_user, e_item), (users, items) = dense(model, columns)
+    u, p, n = user.long(), positive.long(), negative.long()
+    score = lambda i: (users[u, None] * items[i]).sum(-1)  # noqa: E731
+    bpr = -F.logsigmoid(score(p) - score(n)).mean()
+    l2 = DECAY / 2 * (e_user[u].square().sum() + e_item[p].square().sum() + e_item[n].square().sum()) / 40
+    torch.testing.assert_close(found["click"], bpr)
+    torch.testing.assert_close(found["l2"], l2)
+    sum(found.values()).backward()
+    (bpr + l2).backward()
+    for feature, expected in zip(("user", "item"), (e_user.grad, e_item.grad), strict=True):
+        arena = model.tables[model.tables.home[feature]]
+        torch.testing.assert_close(arena.tables(arena.weight.grad)[feature], expected[1:], rtol=1e-4, atol=1e-6)
+
+
+def test_masked_candidates_touch_nothing():
+    model, columns = prepared(world())
+    batch = columns.batch(np.arange(20))
+    wide = {
+        "user": batch["user"],
+        "item": F.pad(batch["item"], (0, 2), value=3),
+        "click@label": F.pad(batch["click@label"], (0, 2), value=float("nan")),
+        "@mask": F.pad(torch.ones(20, 1, dtype=torch.bool), (0, 2)),
+    }
+    for name, value in model.losses(batch).items():
+        torch.testing.assert_close(model.losses(wide)[name], value)
+
+
+def test_kept_vectors_follow_the_weights_and_the_graph():
+    model, columns = prepared(world())
+    model.eval()
+    batch = columns.batch(np.arange(9))
+    with torch.no_grad():
+        before = model(batch)["click"].clone()
+        assert model.smoothed()[0] is model.smoothed()[0]
+        next(model.parameters()).mul_(2)
+        torch.testing.assert_close(model(batch)["click"], 4 * before)
+        model.prepare(columns.select(np.arange(30)))
+        assert not torch.allclose(model(batch)["click"], 4 * before)
+
+
+def test_a_bundle_holds_the_graph(tmp_path):
+    log = world()
+    model, columns = prepared(log)
+    model.eval()
+    again = rs.load(model.save(tmp_path / "bundle"))
+    batch = columns.batch(slice(None))
+    with torch.no_grad():
+        assert torch.equal(again(batch)["click"], model(batch)["click"])
+    fresh = rs.retrieval.LightGCN(model.schema, dim=DIM, layers=LAYERS)
+    assert not len(fresh.graph.columns)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh.graph.columns, model.graph.columns)
+
+
+def test_fit_finds_two_camps():
+    log = world(n=300)
+    encoder = rs.Encoder(log.schema).fit(log)
+    torch.manual_seed(0)
+    model = rs.retrieval.LightGCN(encoder.schema, dim=16, layers=2)
+    clicks = log.select(log.events["click"] == 1)
+    implicit = rs.Log(clicks.events.drop("click"), log.schema, implicit=True)
+    model.fit(implicit, epochs=30, lr=0.02, batch_size=64, progress=False)
+    users = sorted(set(clicks.events["user"].to_list()))
+    found = model.recommend(users, 3)
+    camp = torch.tensor(users)[:, None] % 2
+    raw = torch.from_numpy(encoder.decode("item", found.ids.numpy()).astype(np.int64))
+    assert (raw % 2 == camp).float().mean() > 0.8
+    assert len(model.graph.columns) == len(set(zip(clicks.events["user"], clicks.events["item"], strict=True)))
+
+
+def test_it_needs_a_user_and_an_item():
+    log = world()
+    schema = rs.Encoder(log.schema).fit(log).schema
+    with pytest.raises(rs.SchemaError, match="LightGCN needs a feature with role='user'"):
+        rs.retrieval.LightGCN(schema.without("user"))
