@@ -128,9 +128,9 @@ def metric_names(task: Task) -> tuple[str, ...]:
 
 def meters(schema: Schema) -> dict[str, Any]:
     """{"click/auc": meter, ...}: every task's metrics as streaming, exact meters."""
-    from recstack.metrics import get, meter
+    from recstack.metrics import get
 
-    return {f"{task.name}/{name}": meter(get(name)) for task in schema.tasks for name in metric_names(task)}
+    return {f"{task.name}/{name}": get(name).meter() for task in schema.tasks for name in metric_names(task)}
 
 
 @torch.no_grad()

@@ -141,7 +141,8 @@ def load_model(saved: bundle.Bundle, prefix: str = "", trust: Sequence[str] = ()
     model = bundle.resolve(piece.class_path, trust).from_piece(piece, encoder, trust)
     if "profiles" in saved.pieces:
         piece = saved.piece("profiles")
-        model.profiles = bundle.resolve(piece.class_path, trust).from_piece(piece)
+        model.profiles = bundle.resolve(piece.class_path, trust).from_piece(piece, encoder)
+    model.fitted = True
     return model.eval() if isinstance(model, nn.Module) else model
 
 
@@ -153,6 +154,7 @@ class Model(Saved, nn.Module):
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    fitted = False  # set by the Trainer and by loading; a cascade trains only what is not
 
     def __init__(self, schema: Schema):
         super().__init__()
@@ -216,8 +218,19 @@ class Model(Saved, nn.Module):
 class Recommends(Saved):
     """What retrievers share: users in, `Candidates` out, seen items left out, never fewer than there are.
 
-    `users` is a `Requests`, or raw user ids of users met in training (their state is kept in `profiles`).
+    `users` is a `Requests`, or raw user ids of users met in training (their state is kept in `profiles`). `name` is
+    what its scores are called in `Candidates.source`; by default the class's, in lower case.
     """
+
+    _name: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self._name or type(self).__name__.lower()
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._name = name
 
     def recommend(
         self, users: Requests | Sequence[Any], k: int, exclude_seen: bool = True, where: Tensor | None = None
@@ -238,8 +251,7 @@ class Recommends(Saved):
         ids, scores = self.search(requests, k, exclude_seen, allowed)
         mask = scores.isfinite() & (ids > 0)
         ids, scores = ids * mask, scores.masked_fill(~mask, 0.0)
-        name = getattr(self, "name", type(self).__name__)
-        return Candidates(ids, scores, mask, {name: scores.masked_fill(~mask, torch.nan)})
+        return Candidates(ids, scores, mask, {self.name: scores})
 
     def search(self, requests: Requests, k: int, exclude_seen: bool, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """(ids int64 ``[R, k]``, scores float32 ``[R, k]``), -inf where fewer than k are allowed."""
@@ -307,9 +319,13 @@ class Retriever(Recommends, Model):
     def fit(self, train: Any, valid: Any = None, **options: Any) -> Self:
         """Train, and keep the users' state so that `recommend` takes raw ids."""
         train = self._encoded(train)
-        super().fit(train, valid=valid, **options)
+        super().fit(self.training_columns(train), valid=valid, **options)
         self._remember(train)
         return self
+
+    def training_columns(self, train: Any) -> Any:
+        """The requests that training needs; all of them, unless a model learns several events from one request."""
+        return train
 
     def train(self, mode: bool = True) -> Self:
         if mode:
@@ -370,10 +386,11 @@ class Reranker(Model):
 class CountedRetriever(Recommends):
     """A retriever that counts instead of learning: no gradients, one pass over the log.
 
-    A subclass's constructor takes a schema as its first, optional argument (filled in by `fit`) and its own options;
-    `count` makes arrays from interactions, which `_tensors` (all array attributes named in `arrays`) saves.
+    A subclass's constructor takes its options only; the schema comes with the data. `count` makes the arrays that are
+    named in `arrays`, which is what a bundle keeps.
     """
 
+    fitted = False
     arrays: ClassVar[tuple[str, ...]] = ()
 
     def fit(self, train: Log | Columns, valid: Any = None) -> Self:
@@ -386,6 +403,7 @@ class CountedRetriever(Recommends):
         self.schema = train.schema
         self.count(train)
         self._remember(train)
+        self.fitted = True
         return self
 
     def count(self, train: Columns) -> None:

@@ -187,7 +187,10 @@ class Trainer:
             torch.manual_seed(self.seed)
             run = _Run(self, loader, feeding.encoded(valid, self.model))
             with _sparse(self.model, run.groups, self.regularization), _interruptible() as stop:
-                return run.go(resume, stop)
+                result = run.go(resume, stop)
+        if hasattr(self.model, "fitted"):
+            self.model.fitted = True  # type: ignore[assignment]
+        return result
 
     def evaluate(self, data: Any) -> dict[str, float]:
         """The metrics of `data`, taken as in `fit`: the model's own `validate`, or those of its tasks."""

@@ -1,0 +1,531 @@
+"""Retrieval → pre-ranking → ranking → calibration → re-ranking → page, as one object."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recstack import bundle
+from recstack.candidates import Candidates
+from recstack.cascade.lists import CandidateLists, stage_batch
+from recstack.data import Columns, Encoder, Loader, Log, Profiles, Requests, splits
+from recstack.errors import ConfigError, DataError
+from recstack.models.base import Model, load_model
+from recstack.rules import PageContext, moved
+
+logger = logging.getLogger("recstack.cascade")
+Trace = dict[str, Any]
+LEARNED = ("pre_ranker", "ranker", "reranker")
+
+
+class Cascade:
+    """Several retrievers propose, each later stage keeps the best of what the one before let through.
+
+    Args:
+        retrievers: at least one; each proposes `candidates` items, merged by reciprocal rank.
+        pre_ranker, ranker, reranker: models; a stage that is None is left out. The re-ranker sees the ranker's best
+            `keep_ranked` in the ranker's order.
+        calibrator: makes the ranker's probability honest; fitted on held-out requests.
+        rules: applied in turn to the re-ranked list.
+        candidates: items a retriever proposes; keep_pre_ranked, keep_ranked: items that survive these stages.
+        task: the task whose logit ranks; the first one by default.
+
+    A model may declare pair features that earlier stages fill in, ``score_<stage>`` (a retriever's stage is its `name`,
+    later ones are "pre_ranker" and "ranker"), and a Vector ``hidden_ranker``, the ranker's last hidden layer.
+
+    >>> import recstack as rs
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
+    >>> cascade = rs.Cascade([rs.retrieval.Popularity()], rules=[rs.rules.CategoryCap("category", 3)]).fit(train)
+    >>> len(cascade.recommend(train.events["user_id"][0], k=5))
+    5
+    """
+
+    def __init__(
+        self,
+        retrievers: Sequence[Any],
+        *,
+        pre_ranker: Model | None = None,
+        ranker: Model | None = None,
+        calibrator: Any = None,
+        reranker: Model | None = None,
+        rules: Sequence[Any] = (),
+        candidates: int = 200,
+        keep_pre_ranked: int = 100,
+        keep_ranked: int = 50,
+        task: str | None = None,
+    ):
+        if not retrievers:
+            raise ConfigError("A cascade needs at least one retriever: Cascade([rs.retrieval.Popularity()]).")
+        if calibrator is not None and ranker is None:
+            raise ConfigError("A calibrator works on the ranker's logits; give ranker= too.")
+        self.retrievers, self.rules = list(retrievers), list(rules)
+        self.pre_ranker, self.ranker, self.reranker, self.calibrator = pre_ranker, ranker, reranker, calibrator
+        self.candidates, self.keep_pre_ranked, self.keep_ranked = candidates, keep_pre_ranked, keep_ranked
+        self.task = task
+        names = [r.name for r in self.retrievers]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"Two retrievers have one name among {', '.join(names)}; give one of them another .name.")
+        self.names = names
+        self.scales: dict[str, tuple[float, float, float]] = {}
+        self.profiles: Any = None
+        self.encoder: Any = next((m.schema.encoder for m in self._models() if m.schema.encoder is not None), None)
+
+    def _models(self) -> list[Any]:
+        stages = [*self.retrievers, self.pre_ranker, self.ranker, self.reranker]
+        return [s for s in stages if s is not None and getattr(s, "schema", None) is not None]
+
+    # -- fitting ------------------------------------------------------------------------------------------------------
+    def fit(
+        self,
+        train: Log,
+        valid: Log | None = None,
+        *,
+        late: int = 5,
+        negatives: int = 30,
+        seed: int = 0,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        status: Callable[[str], AbstractContextManager[Any]] | None = None,
+    ) -> Self:
+        """Fit what is not fitted yet. Stages that were trained before are kept as they are.
+
+        Where a learned stage is missing its training, each user's last events are set aside: retrievers learn from what
+        came before, the pre-ranker and ranker from lists of the next `late` events, each with its own candidates drawn
+        from what earlier stages let through, and calibrator and re-ranker from the whole lists at the `late` events
+        after those. Counting retrievers are then counted again on everything.
+
+        Args:
+            train: the log; `valid`, where given, serves calibrator and re-ranker in place of the set-aside events.
+            negatives: candidates beside each positive in a ranker's training list.
+            options: {stage: options of rs.Trainer}, e.g. ``{"ranker": {"epochs": 2}}``.
+            status: called with a line before each step, gives a context (for progress displays).
+        """
+        options, status = options or {}, status or (lambda line: nullcontext())
+        if self.encoder is None:
+            self.encoder = train.schema.encoder or Encoder(train.schema).fit(train)
+        train = train.with_histories()
+        todo = [n for n in LEARNED if getattr(self, n) is not None and not getattr(self, n).fitted]
+        calibrate = self.calibrator is not None and not self.calibrator.state
+        early, lists, after = train, None, valid
+        if todo or calibrate:
+            if after is None:
+                rest, _, after = splits.last_per_user(train, test=late, valid=0)
+            else:
+                rest = train
+            early = rest
+            if "pre_ranker" in todo or "ranker" in todo:
+                early, _, lists = splits.last_per_user(rest, test=late, valid=0)
+        encoded = self.encoder.encode(early)
+        for retriever in self.retrievers:
+            if not getattr(retriever, "fitted", False) or retriever.profiles is None:
+                with status(f"Retrieval: {retriever.name}"):
+                    retriever.fit(encoded, **options.get(retriever.name, {}))
+        if lists is not None:
+            columns = self.encoder.encode(lists)
+            for name in ("pre_ranker", "ranker"):
+                if name in todo:
+                    with status(f"Lists for the {name.replace('_', '-')}"):
+                        data = self.training_lists(columns, encoded, name, negatives=negatives, seed=seed)
+                    self._train(name, data, options.get(name, {}), seed, status)
+        if after is not None and (calibrate or "reranker" in todo):
+            past = self.encoder.encode(rest)
+            columns = self.encoder.encode(after)
+            with status("Lists for calibration and re-ranking"):
+                data, logit = self.page_lists(columns, past)
+            if calibrate:
+                label = next(iter(data.labels.values()))[data.candidates.mask]
+                self.calibrator.fit(logit[data.candidates.mask], label)
+            if "reranker" in todo:
+                self._train("reranker", data, options.get("reranker", {}), seed, status)
+        everything = self.encoder.encode(train)
+        for retriever in self.retrievers:
+            if hasattr(retriever, "count") and early is not train:
+                with status(f"Retrieval: {retriever.name}, on everything"):
+                    retriever.fit(everything)
+        self.remember(everything)
+        return self
+
+    def remember(self, columns: Columns) -> None:
+        """Take users' histories and seen items from `columns`."""
+        self.profiles = Profiles.build(columns)
+        for retriever in self.retrievers:
+            retriever.profiles = self.profiles
+
+    def _train(self, name: str, data: CandidateLists, options: Mapping[str, Any], seed: int, status: Callable) -> None:
+        options = {"batch_size": 64, "epochs": 1, "seed": seed, **options}
+        with status(f"Training the {name.replace('_', '-')} on {data.n_rows:,} candidates of {len(data):,} requests"):
+            from recstack.training import Trainer
+
+            model = getattr(self, name)
+            batch_size = options.pop("batch_size")
+            loader = Loader(data, batch_size, shuffle=True, seed=seed)  # type: ignore[arg-type]
+            Trainer(model, **options).fit(loader)
+            model.fitted = True
+            model.eval()
+
+    def training_lists(
+        self, columns: Columns, past: Columns, stage: str, *, negatives: int, seed: int = 0, keep: int | None = None
+    ) -> CandidateLists:
+        """One list per row of `columns`: its own item, then `negatives` of what earlier stages let through for it.
+
+        The row's labels are its own; what was drawn has label 0 for binary tasks, and none for others. In a log of
+        impressions only clicked rows get drawn candidates: the rest are lists of one, shown and not clicked.
+        """
+        model = getattr(self, stage)
+        rng = np.random.default_rng(seed)
+        rows = np.flatnonzero(columns.item_ids >= 2)
+        blocks = []
+        for part in np.array_split(rows, max(1, len(rows) // 4096)):
+            requests = self.requests_of(columns, part, past)
+            found, _ = self._until(stage, requests)
+            own = torch.from_numpy(columns.item_ids[part].astype(np.int64))
+            other = found.mask & (found.ids != own[:, None])
+            draw = torch.from_numpy(rng.random(found.ids.shape, dtype=np.float32)).masked_fill(~other, 2.0)
+            index = draw.argsort(1)[:, :negatives]
+            drawn, live = found.ids.gather(1, index), other.gather(1, index)
+            positive = torch.from_numpy(columns.positives()[part])
+            live = live & positive[:, None]
+            ids = torch.cat([own[:, None], drawn.masked_fill(~live, 0)], 1)
+            known = self._known_of(ids, requests, stage)
+            blocks.append((ids, known, part))
+        ids = torch.cat([b[0] for b in blocks])
+        part = np.concatenate([b[2] for b in blocks])
+        known = {n: torch.cat([b[1][n] for b in blocks]) for n in blocks[0][1]}
+        for name, value in known.items():
+            self.scales.setdefault(name, _scale(value[ids > 0]))
+        known = self._scaled(known)
+        labels = {}
+        for task in model.schema.tasks:
+            if task.derived:
+                continue
+            label = torch.full(ids.shape, 0.0 if task.kind == "binary" else torch.nan)
+            own_label = columns.labels.get(task.column)
+            label[:, 0] = 1.0 if own_label is None else torch.from_numpy(own_label[part])
+            labels[task.column] = label
+        return CandidateLists(columns, part, Candidates(ids, torch.zeros(ids.shape)), labels, known, model.schema)
+
+    def page_lists(self, columns: Columns, past: Columns) -> tuple[CandidateLists, Tensor]:
+        """Each user's ranked list before their first row of `columns`, labelled with what they did next.
+
+        Returns the lists in the ranker's order, and the ranker's logits ``[n, L]``.
+        """
+        rows, truth = next_events(columns)
+        requests = self.requests_of(columns, rows, past)
+        found, known = self._until("reranker", requests)
+        hit = truth.hits(found.ids)
+        model = self.reranker or self.ranker
+        assert model is not None
+        labels = {t.column: hit.float() for t in model.schema.tasks if t.kind == "binary" and not t.derived}
+        labels |= {t.column: torch.full(hit.shape, torch.nan) for t in model.schema.tasks if t.kind != "binary"}
+        return CandidateLists(columns, rows, found, labels, self._scaled(known), model.schema), found.scores
+
+    def requests_of(self, columns: Columns, rows: np.ndarray, past: Columns) -> Requests:
+        """The requests at these rows of `columns`; what `past` holds of each user counts as seen."""
+        return Requests.of(columns, rows, seen=past)
+
+    # -- running ------------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def _known_of(self, ids: Tensor, requests: Requests, stage: str) -> dict[str, Tensor]:
+        """What retrievers, and the pre-ranker for a ranker, say of given items; unscaled."""
+        known = {f"score_{r.name}": r.pair_scores(requests, ids) for r in self._asked()}
+        wanted = {f.name for f in getattr(self, stage).schema.by_role("pair")}
+        if stage == "ranker" and self.pre_ranker is not None and "score_pre_ranker" in wanted:
+            found = Candidates(ids, torch.zeros(ids.shape))
+            model = self.pre_ranker
+            batch = stage_batch(model.schema, requests.batch, found, self.encoder.catalog, self._scaled(known))
+            known["score_pre_ranker"] = self._logits(model, batch, "pre_ranker")[0]
+        return known
+
+    def _asked(self) -> list[Any]:
+        """The retrievers whose score some later model reads."""
+        models = [m for m in (self.pre_ranker, self.ranker, self.reranker) if m is not None]
+        wanted = {f.name for m in models for f in m.schema.by_role("pair")}
+        return [r for r in self.retrievers if f"score_{r.name}" in wanted]
+
+    def _scaled(self, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        out = {}
+        for name, value in known.items():
+            if name in self.scales:
+                unit, mean, deviation = self.scales[name]
+                value = ((value.sign() * (value.abs() / unit).log1p()) - mean) / deviation
+            out[name] = value
+        return out
+
+    def retrieve(self, requests: Requests, trace: Trace | None = None) -> Candidates:
+        """What the retrievers propose, merged by reciprocal rank."""
+        parts = []
+        for retriever in self.retrievers:
+            with _timed(trace, retriever.name):
+                parts.append(retriever.recommend(requests, self.candidates))
+            if trace is not None:
+                trace["stages"].append((retriever.name, parts[-1]))
+        with _timed(trace, "merge"):
+            found = Candidates.merge(parts) if len(parts) > 1 else parts[0]
+        if trace is not None:
+            trace["stages"].append(("merged", found))
+        return found
+
+    @torch.no_grad()
+    def _until(
+        self, stage: str, requests: Requests, trace: Trace | None = None
+    ) -> tuple[Candidates, dict[str, Tensor]]:
+        """What reaches `stage` (best first), and what earlier stages know of it, unscaled."""
+        found = self.retrieve(requests, trace)
+        with _timed(trace, "features"):
+            known = {f"score_{r.name}": r.pair_scores(requests, found.ids) for r in self._asked()}
+        for name, keep in (("pre_ranker", self.keep_pre_ranked), ("ranker", self.keep_ranked)):
+            model: Any = getattr(self, name)
+            if stage == name:
+                break
+            if model is None:
+                continue
+            with _timed(trace, name):
+                batch = stage_batch(model.schema, requests.batch, found, self.encoder.catalog, self._scaled(known))
+                logit, hidden = self._logits(model, batch, name)
+                known[f"score_{name}"] = logit
+                if hidden is not None:
+                    known["hidden_ranker"] = hidden
+                found = found.rescore(logit, name)
+                order = found.order()[:, :keep]
+                found = found.select(order)
+                known = {
+                    n: v.take_along_dim(order.view(*order.shape, *[1] * (v.dim() - 2)), 1) for n, v in known.items()
+                }
+            if trace is not None:
+                trace["stages"].append((name, found))
+        return found, known
+
+    def _logits(self, model: Model, batch: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | None]:
+        wants = name == "ranker" and self.reranker is not None
+        wants = wants and any(f.name == "hidden_ranker" for f in self.reranker.schema.by_role("pair"))  # type: ignore[union-attr]
+        task = self.task or model.schema.tasks[0].name
+        if wants:
+            hidden = model.hidden(batch)  # type: ignore[operator]
+            return model.heads(hidden)[task], hidden  # type: ignore[operator]
+        return model(batch)[task], None
+
+    @torch.no_grad()
+    def pages(self, requests: Requests, k: int = 10, trace: Trace | None = None) -> Candidates:
+        """The page of each request: Candidates ``[R, k]`` whose `source` holds every stage's score."""
+        found, known = self._until("reranker", requests, trace)
+        if self.calibrator is not None:
+            with _timed(trace, "calibrator"):
+                chance = self.calibrator.probability(found.source["ranker"])
+                found = Candidates(found.ids, found.scores, found.mask, {**found.source, "probability": chance})
+        if self.reranker is not None:
+            with _timed(trace, "reranker"):
+                model = self.reranker
+                batch = stage_batch(model.schema, requests.batch, found, self.encoder.catalog, self._scaled(known))
+                found = found.rescore(self._logits(model, batch, "reranker")[0], "reranker").top()
+            if trace is not None:
+                trace["stages"].append(("reranker", found))
+        context = self.context(k)
+        for rule in self.rules:
+            name = type(rule).__name__
+            with _timed(trace, name):
+                before, found = found, rule(found, context)
+            if trace is not None:
+                trace["stages"].append((name, found))
+                trace.setdefault("moved", {})[name] = moved(before, found)
+        page = found.select(torch.arange(min(k, found.width)).expand(len(found), -1))
+        if trace is not None:
+            trace["stages"].append(("page", page))
+        return page
+
+    def context(self, k: int) -> PageContext:
+        """What rules may know: item columns by id, and the vectors of the first retriever that has some."""
+        catalog = self.encoder.catalog
+        attributes = {n: v for n, v in catalog.batch(np.arange(catalog.size)).items() if v.dim() == 1}
+        learned = next((r for r in self.retrievers if hasattr(r, "catalog_vectors")), None)
+        return PageContext(k, None if learned is None else learned.catalog_vectors(), attributes)
+
+    def requests(self, users: Any) -> Requests:
+        """Raw user ids as requests of this moment."""
+        if self.profiles is None:
+            raise DataError("This cascade knows no users yet; call cascade.fit(train).")
+        return self.profiles.requests(users)
+
+    def recommend(self, users: Any, k: int = 10) -> list[Any]:
+        """The page of a user (raw id): ``[{"item", "score", "probability", "sources"}, ...]``; of several, a list of pages."""
+        several = isinstance(users, list | tuple | np.ndarray)
+        page = self.pages(self.requests(list(users) if several else [users]), k)
+        rows = self._rows(page)
+        return rows if several else rows[0]
+
+    def _rows(self, found: Candidates) -> list[list[dict[str, Any]]]:
+        """Candidates as plain rows, raw item ids and each stage's score."""
+        key = self.encoder.schema.item
+        raw = self.encoder.decode(key, found.ids.reshape(-1).numpy())
+        values = {n: v.tolist() for n, v in found.source.items()}
+        out = []
+        for r, (live, scores) in enumerate(zip(found.mask.tolist(), found.scores.tolist(), strict=True)):
+            page = []
+            for c, there in enumerate(live):
+                if not there:
+                    continue
+                item = raw[r * found.width + c]
+                sources = {n: v[r][c] for n, v in values.items() if v[r][c] == v[r][c]}
+                row = {"item": item.item() if isinstance(item, np.generic) else item, "score": scores[c]}
+                if "probability" in sources:
+                    row["probability"] = sources.pop("probability")
+                page.append({**row, "sources": sources})
+            out.append(page)
+        return out
+
+    def explain(self, user: Any, k: int = 10) -> dict[str, Any]:
+        """What every stage saw, scored and dropped for one user, and how long it took.
+
+        Returns ``{"user", "page": [...], "stages": [{"name", "seconds", "kept", "dropped", "items": [...]}]}``.
+        """
+        trace: Trace = {"stages": [], "seconds": {}}
+        page = self.pages(self.requests([user]), k, trace)
+        stages, before = [], None
+        for name, found in trace["stages"]:
+            rows = self._rows(found)[0]
+            here = {row["item"] for row in rows}
+            parallel = name in self.names
+            dropped = 0 if before is None or parallel or name == "merged" else len(before - here)
+            seconds = trace["seconds"].get("merge" if name == "merged" else name, 0.0)
+            items = [{"item": row["item"], "score": row["sources"].get(name, row["score"])} for row in rows]
+            stages.append({"name": name, "seconds": seconds, "kept": len(rows), "dropped": dropped, "items": items})
+            if not parallel:
+                before = here
+        return {"user": user, "page": self._rows(page)[0], "stages": stages}
+
+    def evaluate(self, test: Log | Columns, past: Log | Columns | None = None, **options: Any) -> Any:
+        """The funnel on held-out events: see `recstack.cascade.evaluation.evaluate`."""
+        from recstack.cascade.evaluation import evaluate
+
+        return evaluate(self, test, past, **options)
+
+    # -- files --------------------------------------------------------------------------------------------------------
+    def save(self, path: str | Path) -> Path:
+        """One bundle with every stage, the encoder, users' state, calibration and rules, written atomically."""
+        if self.profiles is None:
+            raise ConfigError("This cascade was not fitted; call fit(train) before save.")
+        pieces = {"encoder": self.encoder.to_piece(), "profiles": self.profiles.to_piece()}
+        for i, retriever in enumerate(self.retrievers):
+            pieces |= retriever.pieces(f"retriever{i}_")
+        for name in LEARNED:
+            if getattr(self, name) is not None:
+                pieces |= getattr(self, name).pieces(f"{name}_")
+        if self.calibrator is not None:
+            pieces["calibrator"] = self.calibrator.to_piece()
+        for i, rule in enumerate(self.rules):
+            pieces[f"rule{i}"] = rule.to_piece()
+        config = {
+            "retrievers": self.names,
+            "rules": len(self.rules),
+            "candidates": self.candidates,
+            "keep_pre_ranked": self.keep_pre_ranked,
+            "keep_ranked": self.keep_ranked,
+            "task": self.task,
+            "scales": {n: list(s) for n, s in self.scales.items()},
+        }
+        pieces["cascade"] = bundle.Piece(bundle.class_path(type(self)), config)
+        return bundle.write(path, pieces, {"kind": "cascade"})
+
+    @classmethod
+    def from_bundle(cls, saved: bundle.Bundle, trust: Sequence[str] = ()) -> Self:
+        """The cascade that `save` wrote; `rs.load(path)` calls it."""
+        config = saved.piece("cascade").config
+
+        def part(name: str) -> Any:
+            piece = saved.piece(name)
+            return bundle.resolve(piece.class_path, trust).from_piece(piece)
+
+        encoder = part("encoder")
+        retrievers = []
+        for i, name in enumerate(config["retrievers"]):
+            retriever = load_model(saved, f"retriever{i}_", trust, encoder)
+            retriever.name = name
+            retrievers.append(retriever)
+        models = {
+            n: load_model(saved, f"{n}_", trust, encoder) if f"{n}_model" in saved.pieces else None for n in LEARNED
+        }
+        new = cls(
+            retrievers,
+            **models,
+            calibrator=part("calibrator") if "calibrator" in saved.pieces else None,
+            rules=[part(f"rule{i}") for i in range(config["rules"])],
+            candidates=config["candidates"],
+            keep_pre_ranked=config["keep_pre_ranked"],
+            keep_ranked=config["keep_ranked"],
+            task=config["task"],
+        )
+        new.encoder = encoder
+        new.scales = {n: (s[0], s[1], s[2]) for n, s in config["scales"].items()}
+        piece = saved.piece("profiles")
+        new.profiles = bundle.resolve(piece.class_path, trust).from_piece(piece, encoder)
+        for retriever in retrievers:
+            retriever.profiles = new.profiles
+        return new
+
+
+class Truth:
+    """Items that each request's user met next, as sorted keys; answers for ids ``[n, L]`` which are among them."""
+
+    def __init__(self, request: np.ndarray, items: np.ndarray, n: int, unknown: np.ndarray):
+        self.keys = np.unique(request << 32 | items)
+        self.count = np.bincount(self.keys >> 32, minlength=n) + unknown  # items out of the catalog count as misses
+
+    def select(self, chosen: np.ndarray) -> Truth:
+        """That of some requests, numbered anew; `chosen` ascending."""
+        request, item = self.keys >> 32, self.keys & 0xFFFFFFFF
+        place = np.searchsorted(chosen, request).clip(max=len(chosen) - 1)
+        kept = chosen[place] == request
+        new = Truth(place[kept], item[kept], len(chosen), np.zeros(len(chosen), np.int64))
+        new.count = self.count[chosen]
+        return new
+
+    def hits(self, ids: Tensor, start: int = 0) -> Tensor:
+        """bool ``[n, L]`` for the requests from `start`."""
+        keys = (np.arange(len(ids)) + start)[:, None] << 32 | ids.numpy()
+        place = np.searchsorted(self.keys, keys).clip(max=max(len(self.keys) - 1, 0))
+        found = self.keys[place] == keys if len(self.keys) else np.zeros(keys.shape, bool)
+        return torch.from_numpy(found & (ids.numpy() > 0))
+
+
+def next_events(columns: Columns) -> tuple[np.ndarray, Truth]:
+    """Each user's first request in `columns` with a positive, and all items of that user's positive rows."""
+    lists = columns.lists
+    request = np.repeat(np.arange(columns.n_requests), np.diff(lists))
+    good = columns.positives()
+    users = columns.user_ids.astype(np.int64)
+    order = np.lexsort((columns.times if columns.times is not None else np.arange(len(users)), users))
+    first = order[np.flatnonzero(np.diff(users[order], prepend=-1))]
+    group = np.searchsorted(users[first], users[request])
+    item = columns.item_ids.astype(np.int64)
+    kept = np.bincount(group[good], minlength=len(first)) > 0
+    place = np.cumsum(kept) - 1
+    known = good & (item >= 2)
+    unknown = np.bincount(place[group[good & (item < 2)]], minlength=int(kept.sum()))
+    return first[kept], Truth(place[group[known]], item[known], int(kept.sum()), unknown)
+
+
+def _scale(value: Tensor) -> tuple[float, float, float]:
+    unit = float(value.abs().mean().clamp(min=1e-12))
+    logged = value.sign() * (value.abs() / unit).log1p()
+    return unit, float(logged.mean()), float(logged.std().clamp(min=1e-6))
+
+
+class _timed:
+    """Adds the seconds of its block to a trace, where there is one."""
+
+    def __init__(self, trace: Trace | None, name: str):
+        self.trace, self.name = trace, name
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        if self.trace is not None:
+            seconds = self.trace["seconds"]
+            seconds[self.name] = seconds.get(self.name, 0.0) + time.perf_counter() - self.start
