@@ -11,6 +11,9 @@ from .data import Columns as Columns
 from .data import Encoder as Encoder
 from .data import Loader as Loader
 from .data import Log as Log
+from .data import Profiles as Profiles
+from .data import Requests as Requests
+from .data import WindowCounter as WindowCounter
 from .data import datasets as datasets
 from .data import simulator as simulator
 from .data import splits as split

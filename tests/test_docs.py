@@ -1,0 +1,108 @@
+"""The documentation is true: its programs run as written, its tables say what the package says, the site builds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recstack.data.datasets.about import all_sets
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str, str, str]]:
+    """(language, title, text) of each fenced block."""
+    return FENCE.findall(page.read_text("utf8"))
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def program(page: Path, folder: Path) -> str:
+    """All Python blocks of a page as one program; blocks with a title are written as files first."""
+    parts = []
+    for language, title, text in blocks(page):
+        if title:
+            path = folder / title
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf8")
+        elif language == "python":
+            parts.append(text)
+    return "\n".join(parts)
+
+
+RUNNABLE = [p for p in PAGES if p.name != "README.md" and any(b[0] == "python" and not b[1] for b in blocks(p))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUNNABLE, ids=name)
+def test_a_page_runs_as_written(page, tmp_path):
+    """Its blocks, one after another, in an empty folder and a process of their own."""
+    (tmp_path / "page.py").write_text(program(page, tmp_path), "utf8")
+    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, f"{name(page)}:\n{done.stderr[-2000:]}"
+
+
+def test_every_set_is_on_the_page_with_its_terms():
+    text = (ROOT / "docs" / "data.md").read_text("utf8")
+    for about in all_sets().values():
+        row = f"| {about.name} | `{about.loader}` | {about.rows} | {about.what} | {about.terms} |"
+        assert row in text, row
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text("utf8")):
+        if "://" not in target and not target.startswith("mailto:"):
+            assert (page.parent / target).exists(), f"{name(page)} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_public_names_on_a_page_exist(page):
+    """Whatever is written ``rs.a.b`` can be reached that way."""
+    import recstack as rs
+
+    for dotted in set(re.findall(r"\brs((?:\.[A-Za-z]\w*)+)", page.read_text("utf8"))):
+        value = rs
+        for part in dotted.split(".")[1:]:
+            assert hasattr(value, part), f"{name(page)} names rs{dotted}"
+            value = getattr(value, part)
+            if callable(value):
+                break
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_make_targets_on_a_page_exist(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf8"), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)", page.read_text("utf8")))
+    named |= set(re.findall(r"^(?:\$ )?make ([a-z-]+)", page.read_text("utf8"), re.MULTILINE))
+    assert named <= targets
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_network(tmp_path):
+    """Strictly, and no page asks for a script, style or font from elsewhere."""
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for page in (tmp_path / "site").rglob("*.html"):
+        asked = re.findall(
+            r'<(?:script|img|iframe)[^>]+src="(https?:[^"]+)|<link[^>]+rel="(?:stylesheet|preload|preconnect)"[^>]+href="(https?:[^"]+)',
+            page.read_text("utf8"),
+        )
+        assert not asked, f"{page.name}: {asked}"
+
+
+def test_the_version_is_written_once_more_in_the_citation_only():
+    import recstack
+
+    assert f"\nversion: {recstack.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf8")
+    assert f"## {recstack.__version__}" in (ROOT / "CHANGELOG.md").read_text("utf8")
