@@ -1,0 +1,144 @@
+"""From a raw log to a trained model: encoder, Loader, tables, tasks and Trainer together."""
+
+import numpy as np
+import pytest
+import torch
+from worlds import equal, weights
+
+from recstack.data import Encoder, Log
+from recstack.errors import ConfigError, DataError, TrainingError
+from recstack.models.ranking.deepfm import DeepFM
+from recstack.schema import Categorical, Numeric, Schema, Task
+from recstack.training import Trainer
+
+SCHEMA = Schema(
+    [
+        Categorical("user", "user"),
+        Categorical("item", "item"),
+        Categorical("tags", "item", multi=True),
+        Numeric("price", "item", transform="standard"),
+    ],
+    [Task("click")],
+)
+
+
+def log(n=600, seed=0, schema=SCHEMA, **options):
+    """Users of even number click items of even number."""
+    chance = np.random.default_rng(seed)
+    user, item = chance.integers(0, 20, n), chance.integers(0, 30, n)
+    events = {
+        "user": user,
+        "item": item,
+        "tags": [[f"t{i % 3}", f"t{i % 5}"] for i in item],
+        "price": (item % 7).astype(float),
+        "click": ((user % 2) == (item % 2)).astype(float),
+    }
+    return Log(events, schema, **options)
+
+
+def model(train, seed=0):
+    torch.manual_seed(seed)
+    return DeepFM(Encoder(train.schema).fit(train).schema, dim=4, hidden=(16,), dropout=0.1)
+
+
+def options(**more):
+    return {"epochs": 4, "batch_size": 64, "lr": {"embedding": 0.2, "default": 0.01}, "progress": False} | more
+
+
+def test_a_raw_log_is_learned_from_and_measured():
+    train = log()
+    m = model(train)
+    t = Trainer(m, monitor="auc", **options(epochs=12))
+    result = t.fit(train, log(300, 1))
+    assert result.best["value"] > 0.8
+    assert t.evaluate(log(300, 1))["click/auc"] == result.best["value"]  # the weights are the best ones
+    assert t.predict(log(300, 1))["click"].shape == (300, 1)
+    assert not m.training
+
+
+def test_columns_and_log_give_the_same_weights():
+    train = log()
+    runs = []
+    for data in (train, "columns"):
+        m = model(train)
+        Trainer(m, **options()).fit(m.schema.encoder.encode(train) if data == "columns" else data)
+        runs.append(weights(m))
+    assert equal(*runs)
+
+
+def test_implicit_logs_get_negatives():
+    schema = SCHEMA.replace(tasks=[Task("like")])
+    train = log().select(log().events["click"] == 1)
+    train = Log(train.events.drop("click"), schema, implicit=True)
+    m = model(train)
+    seen = []
+    losses = m.losses
+    m.losses = lambda batch: seen.append(batch["like@label"].shape[1]) or losses(batch)
+    Trainer(m, negatives=3, **options(epochs=1)).fit(train)
+    assert set(seen) == {4}
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "lazy_adam", "adam"])
+def test_a_crashed_run_resumes_in_the_middle_of_a_shuffled_epoch(optimizer, tmp_path):
+    train, valid = log(), log(100, 1)
+
+    def run(folder, crash=0):
+        m = model(train)
+        losses, left = m.losses, [crash]
+
+        def fragile(batch):
+            left[0] -= m.training
+            if left[0] == 0 and m.training:
+                raise RuntimeError("crash")
+            return losses(batch)
+
+        m.losses = fragile
+        more = {} if folder is None else {"checkpoint": folder, "checkpoint_every": 3}
+        t = Trainer(
+            m,
+            optimizer={"embedding": optimizer, "default": "adam"},
+            monitor="auc",
+            schedule="plateau",
+            **options(**more),
+        )
+        t.fit(train, valid, resume=folder is not None)
+        return weights(m)
+
+    whole = run(None)
+    for k in (5, 8, 13):
+        with pytest.raises(RuntimeError, match="crash"):
+            run(tmp_path, k)
+    assert equal(run(tmp_path), whole)
+
+
+def test_a_label_of_one_class_is_one_sentence_before_training():
+    only = log().select(log().events["click"] == 1)
+    with pytest.raises(DataError, match=r'Label "click" is 1 on all \d+ rows'):
+        Trainer(model(log()), **options()).fit(only)
+
+
+def test_a_model_without_an_encoder_cannot_read_raw_rows():
+    m = model(log())
+    m.schema = m.schema.replace(encoder=None)
+    with pytest.raises(ConfigError, match="has no encoder, so raw rows cannot be read"):
+        Trainer(m, **options()).fit(log())
+
+
+def test_a_spoiled_feature_is_named():
+    train = log()
+    m = model(train)
+    columns = m.schema.encoder.encode(train)
+    batch = columns.batch(np.arange(64))
+    batch["price"] = batch["price"].clone()
+    batch["price"][7] = float("nan")
+    with pytest.raises(TrainingError, match="'price' of the batch holds nan in row 7"):
+        Trainer(m, **options()).fit([batch])
+
+
+def test_bf16_and_accumulation_learn_too():
+    train = log()
+    t = Trainer(
+        model(train), precision="bf16", accumulate=2, batch_size=32, epochs=12, lr=options()["lr"], progress=False
+    )
+    t.fit(train)
+    assert t.evaluate(log(300, 1))["click/auc"] > 0.8
