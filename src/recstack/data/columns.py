@@ -179,13 +179,17 @@ class Columns:
         out = self._item.take(rows, live, padded=padded)
         if self._items is not None and self._item_rows is not None:
             out |= self._items.take(self._item_rows[rows], live, padded=padded)
-        return out | self.label_batch(rows)
+        return out | self.label_batch(rows, live)
 
-    def label_batch(self, rows: np.ndarray | slice) -> dict[str, Tensor]:
-        """`column@label` float32 of these rows, and `@weight`."""
+    def label_batch(self, rows: np.ndarray | slice, live: np.ndarray | None = None) -> dict[str, Tensor]:
+        """`column@label` float32 of these rows, and `@weight`; where not live, missing and 0."""
         out = {f"{n}@label": t for n, t in self._labels.take(rows).items()}
         if self.weights is not None:
             out["@weight"] = torch.from_numpy(np.array(self.weights[rows]))
+        if live is not None and not live.all():
+            dead = torch.from_numpy(~live)
+            for name, tensor in out.items():
+                tensor[dead] = 0.0 if name == "@weight" else torch.nan
         return out
 
     # -- views of all of it -------------------------------------------------------------------------------------------
@@ -320,8 +324,11 @@ class Columns:
         os.replace(draft, manifest)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Columns:
+    def load(cls, folder: str | Path, encoder: Any = None) -> Columns:
         """Mapped from the files that `save` wrote; nothing is read until it is asked for.
+
+        Args:
+            encoder: the Encoder that made them, for those who go back to raw ids through `schema.encoder`.
 
         Raises:
             DataError: naming the file that is missing, truncated or of another format.
@@ -342,7 +349,7 @@ class Columns:
             for j, name in enumerate(content["histories"])
         }
         return cls(
-            schema=Schema.from_dict(content["schema"]),
+            schema=Schema.from_dict(content["schema"]).replace(encoder=encoder),
             user=blocks["user"],
             item=blocks["item"],
             users=blocks.get("users"),

@@ -114,7 +114,7 @@ class Encoder:
             raise SchemaError(
                 f"Columns {first!r} and {second!r} share table {table!r}, and hold {KINDS[a]} and {KINDS[b]}; cast one."
             )
-        kind = next(iter(kinds), "int")
+        kind = next(iter(kinds), "null")
         buckets = getattr(sharing[0], "buckets", None)
         if buckets is not None:
             return Hashed(table, buckets, kind)
@@ -343,7 +343,7 @@ class Encoder:
         return out
 
     def kind(self, name: str) -> str:
-        """ "int" or "text": what the raw values of a Categorical are."""
+        """What the raw values of a Categorical are: "int", "text", or "null" where training showed none."""
         self._require_fit()
         return self._table(self.schema.feature(name)).kind
 
@@ -390,7 +390,7 @@ class Encoder:
         table, kind = self._table(feature), _id_kind(feature, raw)
         if kind == "null":
             return np.full(raw.flat_size, OOV, np.int32)
-        if kind != table.kind:
+        if table.kind not in (kind, "null"):  # a column of nulls alone has taught nothing, its kind neither
             raise SchemaError(
                 f"Column {feature.name!r} holds {KINDS[kind]}, for example {raw.values[0]!r}, and held {KINDS[table.kind]} "
                 "in the training rows; cast it."

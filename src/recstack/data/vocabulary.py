@@ -21,7 +21,7 @@ class Vocabulary:
 
     def __init__(self, values: np.ndarray) -> None:
         self.values = np.sort(values)
-        self.kind = "text" if self.values.dtype == object else "int"
+        self.kind = "null" if not len(values) else "text" if self.values.dtype == object else "int"
 
     @property
     def size(self) -> int:
@@ -29,11 +29,11 @@ class Vocabulary:
 
     def ids(self, values: np.ndarray) -> np.ndarray:
         """int32, the shape of `values`; OOV for what is not in the vocabulary."""
+        if self.kind == "null":
+            return np.full(len(values), OOV, np.int32)
         if self.kind == "text":
             get = self._index.get
             return np.fromiter((get(v, OOV) for v in values), np.int32, len(values))
-        if not len(self.values):
-            return np.full(len(values), OOV, np.int32)
         low, high = self.values[0], self.values[-1]
         if self._dense is not None:
             inside = (values >= low) & (values <= high)
