@@ -1,6 +1,7 @@
 """Exact resume: a run in pieces ends with the very bits of a run in one."""
 
 import json
+import math
 import subprocess
 import sys
 from datetime import timedelta
@@ -158,6 +159,18 @@ def test_a_different_number_of_steps_between_checkpoints_changes_nothing(tmp_pat
     crashed(tmp_path, 13, checkpoint_every=timedelta(0))
     pieces, _ = run(tmp_path, checkpoint_every=5)
     assert equal(weights(whole), weights(pieces))
+
+
+def test_a_metric_that_was_nan_is_nan_again(tmp_path):
+    class Undefined(Fragile):
+        def validate(self, data):
+            return {"auc": float("nan")}
+
+    for epochs in (1, 2):
+        t = trainer(Undefined(), "lazy_adam", checkpoint=tmp_path, epochs=epochs, monitor="auc")
+        result = t.fit(world(), [0], resume=True)
+    assert [math.isnan(e["valid"]["auc"]) for e in result.epochs] == [True, True]
+    assert result.best is None
 
 
 # -- the folder -------------------------------------------------------------------------------------------------------

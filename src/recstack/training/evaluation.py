@@ -74,7 +74,7 @@ def evaluate(
                 tasks.update_meters(found, model(batch), batch, model.schema)
             if with_loss:
                 n = requests(batch)
-                total += n * sum(model.losses(batch).values()).double().cpu()
+                total += n * sum(value.double().cpu() for value in model.losses(batch).values())
                 count += n
     out = {name: float(meter.compute()) for name, meter in found.items()}
     return out | {"loss": float(total / count) if count else float("nan")} if with_loss else out

@@ -250,7 +250,7 @@ def _group(key: str, params: dict[str, nn.Parameter], choice: Any, lr: float | N
     if lr is not None and "lr" not in options and "lr" not in getattr(choice, "keywords", {}):
         options["lr"] = lr
     try:
-        optimizer = choice(params.values(), **options)
+        optimizer: torch.optim.Optimizer = choice(params.values(), **options)  # type: ignore[assignment]
     except TypeError as e:
         raise ConfigError(f"{what} does not take these options: {e}.") from e
     base = tuple(float(group["lr"]) for group in optimizer.param_groups)

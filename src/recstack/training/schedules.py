@@ -105,4 +105,4 @@ warmup_cosine, warmup_linear.
         return made
     if not callable(name):
         raise ConfigError(f"schedule= is a name, (name, options) or a function (step, total) → factor; got {name!r}.")
-    return name
+    return name  # type: ignore[return-value]

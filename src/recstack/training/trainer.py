@@ -37,7 +37,7 @@ class Trainable(Protocol):
     """What the Trainer asks of a model. It knows none by name.
 
     A model may also define ``validate(data) -> {metric: value}``, which is asked in place of the tasks' metrics; `data` is
-    what was given as `valid`, a raw Log encoded.
+    what was given as `valid`, a raw Log encoded. An attribute `fitted` is set to True after training.
     """
 
     def losses(self, batch: Any) -> dict[str, Tensor]: ...
@@ -547,7 +547,9 @@ class _Run:
         self.sums = {k: v.to(self.t.device, copy=True) for k, v in saved.piece("sums").tensors.items()}  # type: ignore[union-attr]
         self.epoch, self.batch, self.step = meta["epoch"], meta["batch"], meta["step"]
         self.samples, self.spent = meta["samples"], meta["spent"]
-        self.epochs.extend(meta["epochs"])
+        for record in meta["epochs"]:  # JSON has no NaN
+            record["valid"] = {k: math.nan if v is None else v for k, v in record["valid"].items()}
+            self.epochs.append(record)
         if hasattr(self.loader, "load_state_dict"):
             self.loader.load_state_dict(meta["loader"])  # type: ignore[attr-defined]
         if self.plateau is not None:
