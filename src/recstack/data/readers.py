@@ -19,9 +19,9 @@ READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
     ".pq": pl.read_parquet,
     ".csv": lambda p: pl.read_csv(p, infer_schema_length=None),
     ".tsv": lambda p: pl.read_csv(p, separator="\t", infer_schema_length=None),
-    ".arrow": lambda p: pl.read_ipc(p, memory_map=False),
-    ".ipc": lambda p: pl.read_ipc(p, memory_map=False),
-    ".feather": lambda p: pl.read_ipc(p, memory_map=False),
+    ".arrow": pl.read_ipc,
+    ".ipc": pl.read_ipc,
+    ".feather": pl.read_ipc,
 }
 
 
