@@ -38,7 +38,7 @@ def dense(model, columns):
     degree = a.sum(1)
     scale = torch.where(degree > 0, degree.clamp(min=1).rsqrt(), 0)
     a = scale[:, None] * a * scale
-    start = [e.detach().clone().requires_grad_() for e in model.initial()]
+    start = [e.weight.detach().clone().requires_grad_() for e in (model.users, model.items)]
     layer = total = torch.cat(start)
     for _ in range(LAYERS):
         layer = a @ layer
@@ -77,9 +77,8 @@ def test_loss_and_gradient_are_those_of_the_dense_matrices():
     torch.testing.assert_close(found["l2"], l2)
     sum(found.values()).backward()
     (bpr + l2).backward()
-    for feature, expected in zip(("user", "item"), (e_user.grad, e_item.grad), strict=True):
-        arena = model.tables[model.tables.home[feature]]
-        torch.testing.assert_close(arena.tables(arena.weight.grad)[feature], expected[1:], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(model.users.weight.grad, e_user.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(model.items.weight.grad, e_item.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_masked_candidates_touch_nothing():
@@ -102,7 +101,8 @@ def test_kept_vectors_follow_the_weights_and_the_graph():
     with torch.no_grad():
         before = model(batch)["click"].clone()
         assert model.smoothed()[0] is model.smoothed()[0]
-        next(model.parameters()).mul_(2)
+        for p in model.parameters():
+            p.mul_(2)
         torch.testing.assert_close(model(batch)["click"], 4 * before)
         model.prepare(columns.select(np.arange(30)))
         assert not torch.allclose(model(batch)["click"], 4 * before)
@@ -143,3 +143,5 @@ def test_it_needs_a_user_and_an_item():
     schema = rs.Encoder(log.schema).fit(log).schema
     with pytest.raises(rs.SchemaError, match="LightGCN needs a feature with role='user'"):
         rs.retrieval.LightGCN(schema.without("user"))
+    with pytest.raises(rs.SchemaError, match="needs a user key"):
+        rs.retrieval.LightGCN(schema.without("user").with_features(rs.Numeric("age", "user")))

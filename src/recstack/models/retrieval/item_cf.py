@@ -49,7 +49,7 @@ class ItemCF(ItemToItem):
     Deshpande and Karypis, ACM TOIS 2004, https://doi.org/10.1145/963770.963776
 
     >>> import recstack as rs
-    >>> train, valid, test = rs.split.by_time(rs.simulator.small().log())
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
     >>> model = rs.retrieval.ItemCF(user_weight="log", exponent=0.5).fit(train)
     >>> users = test.events[train.schema.user].unique().head(3).to_list()
     >>> model.recommend(users, k=5).ids.shape

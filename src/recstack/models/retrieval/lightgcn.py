@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from recstack import losses
+from recstack.errors import SchemaError
 from recstack.features import tasks
-from recstack.features.tables import Tables
 from recstack.models.base import Retriever
 from recstack.models.counting import user_items
 from recstack.nn.graph.propagation import Propagation
@@ -51,7 +51,7 @@ class LightGCN(Retriever):
     He et al., SIGIR 2020, https://arxiv.org/abs/2002.02126
 
     >>> import recstack as rs
-    >>> train, valid, test = rs.split.by_time(rs.simulator.small().log())
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
     >>> model = rs.retrieval.LightGCN(rs.Encoder(train.schema).fit(train).schema, dim=8, layers=2)
     >>> model = model.fit(train, epochs=1, progress=False)
     >>> users = test.events[train.schema.user].unique().head(3).to_list()
@@ -71,10 +71,15 @@ class LightGCN(Retriever):
         task: str | None = None,
     ):
         super().__init__(schema)
-        self.keys = schema.feature(schema.user), schema.feature(schema.item)  # type: ignore[arg-type]
-        sizes = {f.table_name: f.size for f in self.keys}  # type: ignore[union-attr]
-        self.tables = Tables(sizes, dict.fromkeys(sizes, dim), std=0.1)  # type: ignore[arg-type]
-        self.graph = Propagation(*(f.size for f in self.keys), layers)  # type: ignore[union-attr, misc]
+        if schema.user is None or schema.item is None:
+            raise SchemaError("LightGCN needs a user key and an item key: a Categorical of each role, or user=, item=.")
+        self.user, self.item = schema.user, schema.item
+        user: Any = schema.feature(self.user)
+        item: Any = schema.feature(self.item)
+        self.users, self.items = (nn.Embedding(f.size, dim, padding_idx=0) for f in (user, item))
+        for table in (self.users, self.items):
+            nn.init.normal_(table.weight[1:], std=0.1)  # 0 is padding and stays zeros
+        self.graph = Propagation(user.size, item.size, layers)
         self.weight_decay, self.task = weight_decay, task
         self._smoothed: tuple[Any, Tensor, Tensor] | None = None
 
@@ -88,39 +93,32 @@ class LightGCN(Retriever):
         """Train on the graph of `train`; by default with the paper's Adam, 0.001, batches of 2048 and one negative."""
         train = self._encoded(train)
         self.prepare(train)
-        paper = {"optimizer": "adam", "lr": 1e-3, "batch_size": 2048, "negatives": 1}
+        paper = {"optimizer": ("adam", {"fused": True}), "lr": 1e-3, "batch_size": 2048, "negatives": 1}
         return super().fit(train, valid, **(paper | options))
-
-    def initial(self) -> tuple[Tensor, Tensor]:
-        """Embeddings before propagation, by id: [user ids, dim] and [item ids, dim]; row 0 is zeros."""
-        user, item = (F.pad(self.tables.weight(f.table_name), (0, 0, 1, 0)) for f in self.keys)  # type: ignore[union-attr]
-        return user, item
 
     def smoothed(self) -> tuple[Tensor, Tensor]:
         """Embeddings after propagation, by id; without gradients they are kept until the weights change."""
         if torch.is_grad_enabled():
-            return self.graph(*self.initial())
-        version = [(id(p), p._version) for p in self.parameters()], id(self.graph.columns), self.graph.columns._version
+            return self.graph(self.users.weight, self.items.weight)
+        version = [(t.data_ptr(), t._version) for t in (self.users.weight, self.items.weight, self.graph.columns)]
         if self._smoothed is None or self._smoothed[0] != version:
-            self._smoothed = (version, *self.graph(*self.initial()))
+            self._smoothed = (version, *self.graph(self.users.weight, self.items.weight))
         return self._smoothed[1:]
 
     def user_vectors(self, batch: Batch) -> Tensor:
-        return self.smoothed()[0][batch[self.keys[0].name].long()].unsqueeze(-2)
+        return F.embedding(batch[self.user], self.smoothed()[0]).unsqueeze(-2)
 
     def item_vectors(self, batch: Batch) -> Tensor:
-        return self.smoothed()[1][batch[self.keys[1].name].long()]
+        return F.embedding(batch[self.item], self.smoothed()[1])
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        score = self._score(batch, *self.smoothed())  # once for both sides
-        return dict.fromkeys([t.name for t in self.schema.tasks] or ["score"], score)
+        return dict.fromkeys([t.name for t in self.schema.tasks] or ["score"], self._score(batch))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         task = self.schema.task(self.task) if self.task is not None else self.schema.tasks[0]
         label, where, weight = tasks.target(batch, self.schema, task)
-        initial = self.initial()
-        bpr = losses.bpr(self._score(batch, *self.graph(*initial)), label, where=where, weight=weight)
-        user, item = self._rows(batch, *initial)
+        bpr = losses.bpr(self._score(batch), label, where=where, weight=weight)
+        user, item = self._rows(batch, self.users.weight, self.items.weight)
         if "@mask" in batch:
             item = item * batch["@mask"].unsqueeze(-1)
         length = user.square().sum() + item.square().sum()
@@ -128,8 +126,8 @@ class LightGCN(Retriever):
 
     def _rows(self, batch: Batch, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """[R, D] and [R, L, D] of a batch."""
-        return users[batch[self.keys[0].name].long()], items[batch[self.keys[1].name].long()]
+        return F.embedding(batch[self.user], users), F.embedding(batch[self.item], items)
 
-    def _score(self, batch: Batch, users: Tensor, items: Tensor) -> Tensor:
-        user, item = self._rows(batch, users, items)
-        return torch.einsum("rd,rld->rl", user.float(), item.float())
+    def _score(self, batch: Batch) -> Tensor:
+        user, item = self._rows(batch, *self.smoothed())  # one propagation for both sides
+        return (user.unsqueeze(-2).float() * item.float()).sum(-1)

@@ -36,7 +36,7 @@ class Popularity(CountedRetriever):
     Cremonesi et al., RecSys 2010, https://doi.org/10.1145/1864708.1864721
 
     >>> import recstack as rs
-    >>> train, valid, test = rs.split.by_time(rs.simulator.small().log())
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
     >>> users = test.events[train.schema.user].unique().head(2).to_list()
     >>> always = rs.retrieval.Popularity().fit(train).recommend(users, k=3, exclude_seen=False)
     >>> bool((always.ids[0] == always.ids[1]).all())

@@ -40,7 +40,7 @@ class Swing(ItemToItem):
     Yang et al., 2020, https://arxiv.org/abs/2010.05525
 
     >>> import recstack as rs
-    >>> train, valid, test = rs.split.by_time(rs.simulator.small().log())
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
     >>> swing = rs.retrieval.Swing(neighbours=50).fit(train)
     >>> users = test.events[train.schema.user].unique().head(3).to_list()
     >>> swing.recommend(users, k=5).ids.shape

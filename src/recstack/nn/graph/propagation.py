@@ -1,4 +1,4 @@
-"""Linear propagation over a graph of users and items, by two sparse products a layer and their transposes backward."""
+"""Linear propagation over a graph of users and items, by two sparse products a layer, forward and backward."""
 
 from __future__ import annotations
 
@@ -67,12 +67,7 @@ class Propagation(nn.Module):
 
     def forward(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of the nodes, [U, D] and [N, D], to averages of the same shapes."""
-        forth, back = self.halves()
-        user_sum, item_sum = users, items
-        for _ in range(self.layers):
-            users, items = _Product.apply(items, forth, back), _Product.apply(users, back, forth)
-            user_sum, item_sum = user_sum + users, item_sum + items
-        return user_sum / (self.layers + 1), item_sum / (self.layers + 1)
+        return _Average.apply(users, items, *self.halves(), self.layers)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         columns = state_dict.get(prefix + "columns")
@@ -82,18 +77,23 @@ class Propagation(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-class _Product(torch.autograd.Function):
-    """A constant sparse matrix times a dense one; backward is the product with the transpose, which is at hand."""
+class _Average(torch.autograd.Function):
+    """The average is one symmetric matrix over all nodes, so the gradient is the same average of the gradients."""
 
     @staticmethod
-    def forward(ctx: Any, dense: Tensor, matrix: Half, transposed: Half) -> Tensor:
-        ctx.matrices = matrix, transposed
-        return _times(matrix, dense)
+    def forward(ctx: Any, users: Tensor, items: Tensor, forth: Half, back: Half, layers: int) -> tuple[Tensor, Tensor]:
+        ctx.graph = forth, back, layers
+        users, items = users.detach(), items.detach()  # a bag that needs no gradient of its own is cheaper
+        user_sum, item_sum = users.clone(), items.clone()
+        for _ in range(layers):
+            users, items = _times(forth, items), _times(back, users)
+            user_sum += users
+            item_sum += items
+        return user_sum.div_(layers + 1), item_sum.div_(layers + 1)
 
     @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None]:
-        matrix, transposed = ctx.matrices
-        return _Product.apply(grad[0].contiguous(), transposed, matrix), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_Average.apply(*(g.contiguous() for g in grads), *ctx.graph), None, None, None)
 
 
 def _times(matrix: Half, dense: Tensor) -> Tensor:
