@@ -77,8 +77,8 @@ class STAR(Model):
         if not self.roles:
             raise SchemaError("STAR needs features beside the domain, and none is declared.")
         widths = (self.inputs.width(*self.roles), *hidden, sum(self.outputs.values()))
-        self.norm = PartitionedNorm(widths[0], domains)
-        self.star = nn.ModuleList(StarLinear(a, b, domains) for a, b in pairwise(widths))
+        self.norm = _PartitionedNorm(widths[0], domains)
+        self.star = nn.ModuleList(_StarLinear(a, b, domains) for a, b in pairwise(widths))
         self.dropout = nn.Dropout(dropout)
         self.auxiliary = MLP(self.inputs.width(), auxiliary, dropout=dropout)
         self.out = linear(self.auxiliary.width, widths[-1])
@@ -135,7 +135,7 @@ def own(parameter: Tensor, domains: Sequence[Domain], neutral: float) -> list[Te
     return [rows[p - 1] if p else nothing for p in domains]
 
 
-class StarLinear(nn.Module):
+class _StarLinear(nn.Module):
     r"""A linear layer with the parameters :math:`W_p \odot W` and :math:`b_p + b`.
 
     The domains' own parameters start neutral (ones and zeros), so that all begin as the shared layer.
@@ -155,7 +155,7 @@ class StarLinear(nn.Module):
         return out
 
 
-class PartitionedNorm(nn.Module):
+class _PartitionedNorm(nn.Module):
     r"""Batch normalisation with statistics, and a share of scale and shift, for each domain. In float32.
 
     .. math:: (\gamma \gamma_p) \frac{z - \mu_p}{\sqrt{\sigma_p^2 + \epsilon}} + (\beta + \beta_p)

@@ -1,0 +1,49 @@
+"""Every model keeps every law of `recstack.testing`."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+import recstack.models
+from contract_cases import CASES
+from recstack._lazy import model_classes
+from recstack.testing import laws
+
+RUNS = [
+    pytest.param(law, case, id=f"{case}-{law.name}", marks=[pytest.mark.slow] if law.slow else [])
+    for case in CASES
+    for law in laws(case)
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Models this small are faster on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("law", "case"), RUNS)
+def test_contract(law, case):
+    law(case)
+
+
+def catalogued() -> set[str]:
+    """The models that exist because their files do."""
+    root = Path(next(iter(recstack.models.__path__)))
+    found = set()
+    for path in root.glob("*/[a-z]*.py"):
+        for name in model_classes(path):
+            assert hasattr(importlib.import_module(f"recstack.models.{path.parent.name}"), name)
+            found.add(name)
+    return found
+
+
+def test_every_model_has_a_row():
+    rows = [case.model.__name__ for case in CASES]
+    missing = catalogued() - set(rows)
+    assert not missing, f"add a row to tests/contract_cases.py for {sorted(missing)}"
