@@ -6,8 +6,9 @@ https://research.google/pubs/pub48840
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ class DSSM(Retriever):
         temperature: τ, where learning starts.
         history: pooling of histories, by name or class; not one that looks at the target.
         dropout: in the towers.
+        examples_per_user: `fit` trains on that many of each user's newest requests, so that heavy users do not outvote
+            the rest (Covington et al., RecSys 2016); None takes all.
 
     Huang et al., CIKM 2013, https://dl.acm.org/doi/10.1145/2505515.2505665; Yi et al., RecSys 2019,
     https://research.google/pubs/pub48840
@@ -64,8 +67,10 @@ class DSSM(Retriever):
         temperature: float = 0.05,
         history: str | Callable[..., Pooling] = "mean",
         dropout: float = 0.0,
+        examples_per_user: int | None = None,
     ):
         super().__init__(schema)
+        self.examples_per_user = examples_per_user
         own = schema.without(*[f.name for f in schema.by_role("pair")])  # a pair is known to neither tower
         self.inputs = Inputs(own, dim, history=history, std=0.02)
         self.user_tower = MLP(self.inputs.width("user", "context", "domain", "history"), hidden[:-1], dropout=dropout)
@@ -82,6 +87,15 @@ class DSSM(Retriever):
 
     def item_vectors(self, batch: Mapping[str, Tensor]) -> Tensor:
         return F.normalize(self.item_out(self.item_tower(self.inputs(batch, "item").flat())).float(), dim=-1)
+
+    def training_columns(self, train: Any) -> Any:
+        if self.examples_per_user is None:
+            return train
+        users = train.user_ids
+        order = np.lexsort((np.arange(len(users)) if train.times is None else train.times, users))
+        ends = np.append(np.flatnonzero(np.diff(users[order])), len(users) - 1)  # place of each user's newest
+        behind = np.repeat(ends, np.diff(ends, prepend=-1)) - np.arange(len(users))
+        return train.select(np.sort(order[behind < self.examples_per_user]))
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """In-batch softmax of the positives. Rows without a positive, and items out of vocabulary, count nothing."""
