@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,39 @@ def test_make_targets_on_a_page_exist(page):
     named = set(re.findall(r"`make ([a-z-]+)", page.read_text("utf8")))
     named |= set(re.findall(r"^(?:\$ )?make ([a-z-]+)", page.read_text("utf8"), re.MULTILINE))
     assert named <= targets
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The ``$ recstack ...`` lines of a page's consoles, as words."""
+    lines = [line for language, _, text in blocks(page) if language == "console" for line in text.splitlines()]
+    words = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if line.startswith("$ recstack ")]
+    return [w[: w.index(">")] if ">" in w else w for w in words]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=name)
+def test_commands_on_a_page_exist(page):
+    """Each names a command of the command line, and options that it has."""
+    from typer.main import get_command
+
+    from recstack.cli.app import app
+
+    group = get_command(app)
+    for words in commands(page):
+        command = group if words[1].startswith("-") else group.commands[words[1]]
+        known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+        assert {w for w in words[1:] if w.startswith("-")} <= known, " ".join(words)
+
+
+def test_the_configuration_of_the_page_trains(tmp_path):
+    """As it is written, but for a smaller market and fewer epochs."""
+    from recstack.cli import train
+
+    (text,) = [t for language, _, t in blocks(ROOT / "docs" / "cli.md") if language == "yaml"]
+    small = "dataset: simulator\n  users: 60\n  items: 40\n  impressions: 3000"
+    path = tmp_path / "din.yaml"
+    path.write_text(text.replace("dataset: simulator", small), "utf8")
+    train.train(path, tmp_path / "din", False, False)
+    assert (tmp_path / "din" / "manifest.json").is_file()
 
 
 @pytest.mark.slow

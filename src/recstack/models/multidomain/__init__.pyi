@@ -1,0 +1,1 @@
+from .star import STAR as STAR

@@ -1,0 +1,2 @@
+from .esmm import ESMM as ESMM
+from .mmoe import MMoE as MMoE

@@ -1,0 +1,1 @@
+from .cold import COLD as COLD

@@ -1,0 +1,1 @@
+from .prm import PRM as PRM
