@@ -117,9 +117,9 @@ def test_a_bundle_holds_the_graph(tmp_path):
     with torch.no_grad():
         assert torch.equal(again(batch)["click"], model(batch)["click"])
     fresh = rs.retrieval.LightGCN(model.schema, dim=DIM, layers=LAYERS)
-    assert not len(fresh.graph.columns)
+    assert not len(fresh.propagation.columns)
     fresh.load_state_dict(model.state_dict())
-    assert torch.equal(fresh.graph.columns, model.graph.columns)
+    assert torch.equal(fresh.propagation.columns, model.propagation.columns)
 
 
 def test_fit_finds_two_camps():
@@ -135,7 +135,7 @@ def test_fit_finds_two_camps():
     camp = torch.tensor(users)[:, None] % 2
     raw = torch.from_numpy(encoder.decode("item", found.ids.numpy()).astype(np.int64))
     assert (raw % 2 == camp).float().mean() > 0.8
-    assert len(model.graph.columns) == len(set(zip(clicks.events["user"], clicks.events["item"], strict=True)))
+    assert len(model.propagation.columns) == len(set(zip(clicks.events["user"], clicks.events["item"], strict=True)))
 
 
 def test_it_needs_a_user_and_an_item():

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack import losses
-from recstack.errors import SchemaError
+from recstack.errors import DataError, SchemaError
 from recstack.features import tasks
 from recstack.models.base import Retriever
 from recstack.models.counting import user_items
@@ -46,7 +46,6 @@ class LightGCN(Retriever):
         dim: embedding width.
         layers: L.
         weight_decay: :math:`\lambda`.
-        task: the binary task whose label 1 makes an edge, and which is trained; None: the schema's first.
 
     He et al., SIGIR 2020, https://arxiv.org/abs/2002.02126
 
@@ -68,7 +67,6 @@ class LightGCN(Retriever):
         dim: int = 64,
         layers: int = 3,
         weight_decay: float = 1e-4,
-        task: str | None = None,
     ):
         super().__init__(schema)
         if schema.user is None or schema.item is None:
@@ -79,14 +77,14 @@ class LightGCN(Retriever):
         self.users, self.items = (nn.Embedding(f.size, dim, padding_idx=0) for f in (user, item))
         for table in (self.users, self.items):
             nn.init.normal_(table.weight[1:], std=0.1)  # 0 is padding and stays zeros
-        self.graph = Propagation(user.size, item.size, layers)
-        self.weight_decay, self.task = weight_decay, task
+        self.propagation = Propagation(user.size, item.size, layers)
+        self.weight_decay = weight_decay
         self._smoothed: tuple[Any, Tensor, Tensor] | None = None
 
     def prepare(self, train: Columns) -> None:
         """Take the graph from the interactions of `train`; `fit` does so."""
-        users = user_items(train, self.task)
-        self.graph.connect(torch.from_numpy(users.offsets), torch.from_numpy(users.columns))
+        users = user_items(train)
+        self.propagation.connect(torch.from_numpy(users.offsets), torch.from_numpy(users.columns))
         self._smoothed = None
 
     def fit(self, train: Any, valid: Any = None, **options: Any) -> Self:
@@ -98,24 +96,24 @@ class LightGCN(Retriever):
 
     def smoothed(self) -> tuple[Tensor, Tensor]:
         """Embeddings after propagation, by id; without gradients they are kept until the weights change."""
-        if torch.is_grad_enabled():
-            return self.graph(self.users.weight, self.items.weight)
-        version = [(t.data_ptr(), t._version) for t in (self.users.weight, self.items.weight, self.graph.columns)]
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.propagation(self.users.weight, self.items.weight)
+        version = [(t.data_ptr(), t._version) for t in (self.users.weight, self.items.weight, self.propagation.columns)]
         if self._smoothed is None or self._smoothed[0] != version:
-            self._smoothed = (version, *self.graph(self.users.weight, self.items.weight))
+            self._smoothed = (version, *self.propagation(self.users.weight, self.items.weight))
         return self._smoothed[1:]
 
     def user_vectors(self, batch: Batch) -> Tensor:
-        return F.embedding(batch[self.user], self.smoothed()[0]).unsqueeze(-2)
+        return F.embedding(self._ids(batch, self.user), self.smoothed()[0]).unsqueeze(-2)
 
     def item_vectors(self, batch: Batch) -> Tensor:
-        return F.embedding(batch[self.item], self.smoothed()[1])
+        return F.embedding(self._ids(batch, self.item), self.smoothed()[1])
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         return dict.fromkeys([t.name for t in self.schema.tasks] or ["score"], self._score(batch))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        task = self.schema.task(self.task) if self.task is not None else self.schema.tasks[0]
+        task = next(t for t in self.schema.tasks if not t.derived)
         label, where, weight = tasks.target(batch, self.schema, task)
         bpr = losses.bpr(self._score(batch), label, where=where, weight=weight)
         user, item = self._rows(batch, self.users.weight, self.items.weight)
@@ -126,8 +124,14 @@ class LightGCN(Retriever):
 
     def _rows(self, batch: Batch, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """[R, D] and [R, L, D] of a batch."""
-        return F.embedding(batch[self.user], users), F.embedding(batch[self.item], items)
+        return F.embedding(self._ids(batch, self.user), users), F.embedding(self._ids(batch, self.item), items)
 
     def _score(self, batch: Batch) -> Tensor:
         user, item = self._rows(batch, *self.smoothed())  # one propagation for both sides
         return (user.unsqueeze(-2).float() * item.float()).sum(-1)
+
+    @staticmethod
+    def _ids(batch: Batch, key: str) -> Tensor:
+        if key not in batch:
+            raise DataError(f"The batch has no column {key!r}. Columns: {', '.join(sorted(batch))}.")
+        return batch[key]

@@ -32,15 +32,19 @@ class Propagation(nn.Module):
 
     offsets: Tensor
     columns: Tensor
+    weights: Tensor
+    back_offsets: Tensor
+    back_columns: Tensor
+    back_weights: Tensor
 
     def __init__(self, users: int, items: int, layers: int = 3) -> None:
         super().__init__()
         self.users, self.items, self.layers = users, items, layers
         self.register_buffer("offsets", torch.zeros(users + 1, dtype=torch.int32))
         self.register_buffer("columns", torch.zeros(0, dtype=torch.int32))
-        for side in ("forth", "back"):
-            for part in ("offsets", "columns", "weights"):
-                self.register_buffer(f"{side}_{part}", None, persistent=False)
+        for name in ("weights", "back_offsets", "back_columns", "back_weights"):  # follow from the edges
+            self.register_buffer(name, None, persistent=False)
+        self._weigh()
 
     def connect(self, offsets: Tensor, columns: Tensor) -> Propagation:
         """Set the edges: user u is joined to `columns[offsets[u]:offsets[u + 1]]`, each item once. Integers of any width."""
@@ -48,33 +52,32 @@ class Propagation(nn.Module):
         assert columns.numel() == 0 or 0 <= int(columns.min()) <= int(columns.max()) < self.items
         device = self.offsets.device
         self.offsets, self.columns = offsets.to(device, torch.int32), columns.to(device, torch.int32)
-        self.forth_offsets = None  # worked out anew from the edges when next asked for
+        self._weigh()
         return self
 
-    def halves(self) -> tuple[Half, Half]:
-        """The normalised edges from items to users and from users to items."""
-        if self.forth_offsets is None:
-            degree, column = self.offsets.diff().long(), self.columns.long()
-            row = torch.repeat_interleave(torch.arange(self.users, device=column.device), degree)
-            other = torch.bincount(column, minlength=self.items)
-            weight = (degree[row].float() * other[column].float()).rsqrt()
-            order = torch.argsort(column, stable=True)
-            self.forth_offsets, self.forth_columns, self.forth_weights = self.offsets, self.columns, weight
-            self.back_offsets = F.pad(other.cumsum(0), (1, 0)).int()
-            self.back_columns, self.back_weights = row[order].int(), weight[order]
-        forth = (self.forth_offsets, self.forth_columns, self.forth_weights)
-        return forth, (self.back_offsets, self.back_columns, self.back_weights)
+    def _weigh(self) -> None:
+        """The weight of each edge, and the edges from the items' side."""
+        degree, column = self.offsets.diff().long(), self.columns.long()
+        row = torch.repeat_interleave(torch.arange(self.users, device=column.device), degree)
+        other = torch.bincount(column, minlength=self.items)
+        self.weights = (degree[row].float() * other[column].float()).rsqrt()
+        order = torch.argsort(column, stable=True)
+        self.back_offsets = F.pad(other.cumsum(0), (1, 0)).int()
+        self.back_columns, self.back_weights = row[order].int(), self.weights[order]
 
     def forward(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of the nodes, [U, D] and [N, D], to averages of the same shapes."""
-        return _Average.apply(users, items, *self.halves(), self.layers)
+        forth = self.offsets, self.columns, self.weights
+        back = self.back_offsets, self.back_columns, self.back_weights
+        return _Average.apply(users, items, forth, back, self.layers)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         columns = state_dict.get(prefix + "columns")
         if columns is not None:  # as many edges as were saved
             self.columns = columns.new_empty(columns.shape, device=self.columns.device)
-        self.forth_offsets = None
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        if columns is not None:
+            self._weigh()
 
 
 class _Average(torch.autograd.Function):
