@@ -416,3 +416,16 @@ def test_a_missing_label_column_is_named_unless_labels_are_not_asked_for():
         encoder.encode(log)
     assert encoder.encode(log, labels=False).labels == {}
     assert encoder.encode(Log({"user": [1, 2]}, schema, implicit=True)).labels["click"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("lists", [[["x"], ["y", "x"], ["x"]], [["x"], ["y"] * 9, []]])
+def test_the_catalog_gives_the_same_lists_by_either_road(lists):
+    """Well filled lists are kept padded, others are gathered."""
+    schema = Schema([Categorical("item", "item"), Categorical("genre", "item", multi=True)])
+    encoder = Encoder(schema).fit(Log({"item": [1, 2, 3], "genre": lists}, schema))
+    ids = np.array([[0, 2], [4, 3], [1, 3]])
+    given = encoder.catalog.batch(ids)["genre"]
+    assert given.shape == (3, 2, max(map(len, lists)))
+    raw = [None, None, *lists]
+    for place, item in np.ndenumerate(ids):
+        assert [g for g in encoder.decode("genre", given[place].numpy()) if g] == (raw[item] or [])

@@ -259,9 +259,8 @@ class Encoder:
         key = self.schema.feature(history.of[0])
         if log.has(history.name):
             raw = log.raw(history.name)
-            if raw.offsets is None:
-                raw = _no_lists(history, raw)
-            begin, end = raw.offsets[:-1][heads], raw.offsets[1:][heads]
+            offsets = _offsets(history, raw)
+            begin, end = offsets[:-1][heads], offsets[1:][heads]
             return HistoryPointers(self._ids(key, raw), None, np.maximum(begin, end - history.max_len), end)
         line = log.timelines[history.name]
         items = line.encoded(self.fingerprint, lambda raw: self._ids(key, raw))
@@ -283,11 +282,9 @@ class Encoder:
         batch = block.take(slice(None), padded=padded)
         for history in self.schema.histories:
             raw = _of_rows(rows, history)
-            if raw.offsets is None:
-                raw = _no_lists(history, raw)
+            bounds = _offsets(history, raw)
             ids = self._ids(self.schema.feature(history.of[0]), raw)
-            begin = np.maximum(raw.offsets[:-1], raw.offsets[1:] - history.max_len)
-            flat, offsets = jagged.gather(ids, begin, raw.offsets[1:])
+            flat, offsets = jagged.gather(ids, np.maximum(bounds[:-1], bounds[1:] - history.max_len), bounds[1:])
             batch |= history_batch(history, flat, offsets, self.catalog, padded=padded)
         return batch
 
@@ -378,9 +375,7 @@ class Encoder:
         _check_shape(feature, raw)
         if not feature.multi:
             return self._ids(feature, raw)
-        if raw.offsets is None:
-            raw = _no_lists(feature, raw)
-        ids, offsets = self._ids(feature, raw), raw.offsets
+        ids, offsets = self._ids(feature, raw), _offsets(feature, raw)
         if feature.max_len is not None:
             ids, offsets = jagged.gather(ids, offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + feature.max_len))
         return ids, offsets
@@ -389,7 +384,7 @@ class Encoder:
         """int32 of the flat values: distinct values are looked up once where the column says which they are."""
         table, kind = self._table(feature), _id_kind(feature, raw)
         if kind == "null":
-            return np.full(raw.flat_size, OOV, np.int32)
+            return np.full(raw.flat_size, OOV, np.int32)  # of a null in place of a list nothing is read
         if table.kind not in (kind, "null"):  # a column of nulls alone has taught nothing, its kind neither
             raise SchemaError(
                 f"Column {feature.name!r} holds {KINDS[kind]}, for example {raw.values[0]!r}, and held {KINDS[table.kind]} "
@@ -535,15 +530,17 @@ def _id_kind(feature: Feature, raw: Raw) -> str:
 def _check_shape(feature: Feature, raw: Raw) -> None:
     if isinstance(feature, Categorical) and not feature.multi and raw.offsets is not None:
         raise SchemaError(f"Column {feature.name!r} holds lists; declare Categorical({feature.name!r}, multi=True).")
-    if isinstance(feature, Categorical) and feature.multi and raw.offsets is None:
-        _no_lists(feature, raw)
+    if isinstance(feature, Categorical) and feature.multi:
+        _offsets(feature, raw)
 
 
-def _no_lists(feature: Feature, raw: Raw) -> Raw:
-    """A column of nulls as empty lists; anything else is not a column of lists."""
+def _offsets(feature: Feature, raw: Raw) -> np.ndarray:
+    """Of a column of lists; nulls alone are empty lists, and anything else is an error."""
+    if raw.offsets is not None:
+        return raw.offsets
     if raw.kind != "null":
         raise SchemaError(f"Column {feature.name!r} holds {KINDS[raw.kind]} where lists are due; split it into lists.")
-    return Raw(np.zeros(0, np.int64), None, np.zeros(len(raw) + 1, np.int64))
+    return np.zeros(len(raw) + 1, np.int64)
 
 
 def _counted(raw: Raw) -> tuple[np.ndarray, np.ndarray]:

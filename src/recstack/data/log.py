@@ -240,6 +240,7 @@ class Log:
         missing = [h for h in missing if f"{h.name}@end" not in self.events.columns]
         if not missing:
             return self
+        keys = []
         for what, key in (("user", self.schema.user), ("item", self.schema.item), ("time", self.schema.time)):
             if key is None:
                 raise SchemaError(
@@ -247,7 +248,8 @@ class Log:
                     f"a {what} column: Schema(..., {what}='...')."
                 )
             self._need(key, f"{what}=")
-        user = factorised(self.events[self.schema.user])
+            keys.append(key)
+        user, items = factorised(self.events[keys[0]]), self.events[keys[1]]
         assert user.codes is not None
         distinct, rank = np.unique(self.times, return_inverse=True)
         # One integer orders by user, then time: a lookup of (user, own time) from the left counts what came before.
@@ -262,8 +264,9 @@ class Log:
             end = np.searchsorted(ordered, key, "left")
             begin = np.maximum(offsets[user.codes], end - history.max_len)
             end, begin = (np.where(user.codes >= 0, x, 0) for x in (end, begin))  # no user, no history
-            item = self.events[self.schema.item][order]
-            log.timelines[history.name] = HistoryTimeline(factorised(item), self.times[order], user.values, offsets)
+            log.timelines[history.name] = HistoryTimeline(
+                factorised(items[order]), self.times[order], user.values, offsets
+            )
             log.events = log.events.with_columns(
                 pl.Series(f"{history.name}@begin", begin, pl.Int64), pl.Series(f"{history.name}@end", end, pl.Int64)
             )

@@ -191,7 +191,8 @@ class Profiles:
         Args:
             users: raw ids [R]; encoded ids with encoded=True. One that was never met is the unknown user.
             context: raw values of context and domain features, one mapping for all or one each; None is unknown.
-            time: histories strictly before this moment; None takes all.
+            time: now: histories strictly before it; None takes all. Of each history the log left `max_len` events or
+                little more, so a moment long before its end finds fewer than there were.
             times: add `@time@history`, and `@time` where `time` is given.
             padded: histories and multi-valued features as [R, T]; otherwise flat values and offsets.
 

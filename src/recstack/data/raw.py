@@ -88,7 +88,7 @@ class Raw:
                 offsets = np.arange(values.shape[0] + 1, dtype=np.int64) * values.shape[1]
                 return cls(_wide(values.reshape(-1)), None, offsets)
             return cls(_wide(values))
-        rows: Sequence[Any] = values.tolist() if hasattr(values, "tolist") else list(values)
+        rows: Sequence[Any] = values.tolist() if isinstance(values, np.ndarray) else list(values)
         if any(_is_list(v) for v in rows):
             lists = [v if _is_list(v) else [] if v is None else _refuse(name, v) for v in rows]
             offsets = np.zeros(len(rows) + 1, np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -194,4 +195,16 @@ class ItemStore:
         if index.size and (index.min() < 0 or index.max() >= self.size):
             wrong = index.max() if index.max() >= self.size else index.min()
             raise DataError(f"Item id {wrong} is outside the catalog's [0, {self.size}); encode raw ids first.")
-        return self.block.take(index, padded=True, only=only)
+        wanted = set(self.block.names if only is None else only)
+        out = self.block.take(index, padded=True, only=wanted - set(self._padded))
+        return out | {n: torch.from_numpy(np.take(t, index, 0)) for n, t in self._padded.items() if n in wanted}
+
+    @cached_property
+    def _padded(self) -> dict[str, np.ndarray]:
+        """Lists as int32 [size, K], where at least half of the cells are filled: one gather in place of many."""
+        tables = {}
+        for name, (values, offsets) in self.block.lists.items():
+            longest = int(np.diff(offsets).max(initial=0))
+            if 0 < longest * (len(offsets) - 1) <= 2 * len(values) + 2 * longest:  # rows 0 and 1 are empty by nature
+                tables[name] = jagged.pad(values, offsets, longest)
+        return tables
