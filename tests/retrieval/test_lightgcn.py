@@ -138,6 +138,14 @@ def test_fit_finds_two_camps():
     assert len(model.propagation.columns) == len(set(zip(clicks.events["user"], clicks.events["item"], strict=True)))
 
 
+def test_it_does_not_train_without_its_graph():
+    log = world()
+    encoder = rs.Encoder(log.schema).fit(log)
+    model = rs.retrieval.LightGCN(encoder.schema, dim=4)
+    with pytest.raises(rs.TrainingError, match="has no graph"):
+        model.losses(encoder.encode(log).batch(np.arange(4)))
+
+
 def test_it_needs_a_user_and_an_item():
     log = world()
     schema = rs.Encoder(log.schema).fit(log).schema

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack import losses
-from recstack.errors import DataError, SchemaError
+from recstack.errors import DataError, SchemaError, TrainingError
 from recstack.features import tasks
 from recstack.models.base import Retriever
 from recstack.models.counting import user_items
@@ -113,6 +113,10 @@ class LightGCN(Retriever):
         return dict.fromkeys([t.name for t in self.schema.tasks] or ["score"], self._score(batch))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
+        if not self.propagation.columns.numel():
+            raise TrainingError(
+                "LightGCN has no graph. Use model.fit(train), or model.prepare(columns) before a Trainer."
+            )
         task = next(t for t in self.schema.tasks if not t.derived)
         label, where, weight = tasks.target(batch, self.schema, task)
         bpr = losses.bpr(self._score(batch), label, where=where, weight=weight)
