@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ STAGES = [["models", p.name] for p in (SRC / "models").iterdir() if p.is_dir()]
 EACH = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
 
 
+@functools.cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf8"))
 
@@ -70,6 +72,7 @@ def imports(tree: ast.AST, module: str, package: bool, top_level: bool = False) 
     return found
 
 
+@functools.cache
 def imports_of(path: Path, top_level: bool = False) -> set[str]:
     return imports(tree_of(path), module_of(path), path.name == "__init__.py", top_level)
 
@@ -167,6 +170,7 @@ def test_nothing_evaluates_text_or_unpickles(path):
     assert not loose
 
 
+@pytest.mark.slow
 def test_scoring_a_bundle_needs_no_training_code(tmp_path):
     """A process that loads a bundle and scores raw rows has neither the Trainer nor pandas, scikit-learn or matplotlib."""
     import recstack as rs

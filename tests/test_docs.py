@@ -134,6 +134,7 @@ def test_commands_on_a_page_exist(page):
         assert {w for w in words[1:] if w.startswith("-")} <= known, " ".join(words)
 
 
+@pytest.mark.slow
 def test_the_configuration_of_the_page_trains(tmp_path):
     """As it is written, but for a smaller market and fewer epochs."""
     from recstack.cli import train
