@@ -7,7 +7,7 @@ PIP     := $(BIN)/python -m pip install --disable-pip-version-check
 READY   := $(VENV)/.ready
 TOOLS   := $(VENV)/.tools
 # One thread per process: the tests run in $(WORKERS) processes.
-PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-fast demo lint format types docs stubs bench clean distclean

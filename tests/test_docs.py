@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import os
 import re
 import shlex
@@ -72,6 +74,25 @@ def run(script: str, folder: Path) -> str:
     done = subprocess.run([sys.executable, script], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+SRC = ROOT / "src" / "recstack"
+OWN = ("models", "losses", "metrics")  # whose examples their own tests run
+SLOW = ("cascade", "testing")
+EXAMPLES = [
+    pytest.param(place, marks=[pytest.mark.slow] if place.parts[0] in SLOW else [], id=str(place))
+    for place in (p.relative_to(SRC) for p in sorted(SRC.rglob("*.py")) if ">>>" in p.read_text("utf8"))
+    if place.parts[0] not in OWN
+]
+
+
+@pytest.mark.parametrize("place", EXAMPLES)
+def test_examples_in_docstrings_run_as_printed(place):
+    parts = ("recstack", *place.with_suffix("").parts)
+    module = importlib.import_module(".".join(parts).removesuffix(".__init__"))
+    found = doctest.testmod(module)
+    assert found.failed == 0
+    assert found.attempted, "an example that doctest does not see"
 
 
 def test_every_set_is_on_the_page_with_its_terms():
