@@ -293,4 +293,4 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def _number(value: float | None) -> float | int | None:
     """5 events per user are a whole number."""
-    return int(value) if value is not None and value.is_integer() and value >= 1 else value
+    return int(value) if value is not None and value.is_integer() else value

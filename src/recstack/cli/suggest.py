@@ -127,8 +127,6 @@ def _role(events: pl.DataFrame, column: str, keys: dict[str, str]) -> tuple[str,
     """Whose the column is: one value for each item, each user, or neither. A key without two rows says nothing."""
     if PLACE.search(column):
         return "pair", "where the item was shown, by its name"
-    if events[column].dtype == pl.List:
-        return "context", "a list in the events"
     for role in ("item", "user"):
         each = events.group_by(keys[role]).agg(pl.col(column).n_unique(), pl.len())
         several = each.filter(pl.col("len") > 1)
