@@ -1,0 +1,100 @@
+"""Scores of given candidates, popular items for strangers, and the user side of a tower once per request."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recstack.candidates import Candidates
+from recstack.cascade import Cascade
+from recstack.cascade.lists import stage_batch
+from recstack.data.profiles import Profiles, Requests
+from recstack.models.base import Retriever
+from recstack.models.retrieval.popularity import Popularity
+
+_request = threading.local()  # .users: {retriever: user vectors} while one request is answered
+
+
+@contextmanager
+def one_request() -> Iterator[None]:
+    """Within it, a retriever prepared by `remember_users` computes its user vectors once; there is one user only."""
+    _request.users = {}
+    try:
+        yield
+    finally:
+        del _request.users
+
+
+def remember_users(retriever: Retriever) -> None:
+    """Retrieval and the scores that later stages read both ask for the user's vectors; make the second time free."""
+    compute = retriever.user_vectors
+
+    def user_vectors(batch: Mapping[str, Tensor]) -> Tensor:
+        known = getattr(_request, "users", None)
+        if known is None:
+            return compute(batch)
+        if id(retriever) not in known:
+            known[id(retriever)] = compute(batch)
+        return known[id(retriever)]
+
+    retriever.user_vectors = user_vectors  # type: ignore[method-assign]
+
+
+@torch.no_grad()
+def score(
+    cascade: Cascade, requests: Requests, ids: Tensor, items: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """What every stage up to the calibrator says of given candidates, by the code of the cascade.
+
+    Args:
+        requests: R requests.
+        ids: int64 ``[R, L]`` item ids; 1 is an item that the catalogue lacks.
+        items: item and pair tensors ``[R, L, ...]`` that replace those of the catalogue.
+
+    Returns:
+        ``{stage or retriever: float32 [R, L]}``, with a calibrator also "probability".
+    """
+    found = Candidates(ids, torch.zeros(ids.shape))
+    known = {f"score_{r.name}": r.pair_scores(requests, ids) for r in cascade.retrievers}
+    out = {r.name: known[f"score_{r.name}"] for r in cascade.retrievers}
+    for name in ("pre_ranker", "ranker"):
+        model = getattr(cascade, name)
+        if model is None:
+            continue
+        batch = stage_batch(model.schema, requests.batch, found, cascade.encoder.catalog, cascade._scaled(known))
+        columns = {f.name for f in model.schema.by_role("item", "pair")}
+        batch |= {n: v for n, v in (items or {}).items() if n in columns}
+        out[name] = known[f"score_{name}"] = cascade._logits(model, batch, name)[0]
+    if cascade.calibrator is not None:
+        out["probability"] = cascade.calibrator.probability(out["ranker"])
+    return out
+
+
+def popularity(cascade: Cascade) -> Popularity:
+    """The cascade's own popularity, or how many users met each item."""
+    for retriever in cascade.retrievers:
+        if isinstance(retriever, Popularity):
+            return retriever
+    profiles: Profiles = cascade.profiles
+    own = Popularity(cascade.encoder.schema)
+    own.counts = np.zeros(cascade.encoder.catalog.size, np.float32)
+    users = profiles.users
+    for start in range(0, len(users), 8192):
+        _, items = profiles.requests(users[start : start + 8192], padded=False).seen
+        own.counts += np.bincount(items, minlength=len(own.counts)).astype(np.float32)
+    return own
+
+
+@torch.no_grad()
+def popular_page(cascade: Cascade, popular: Popularity, requests: Requests, k: int) -> Candidates:
+    """The most popular items that the user has not met, under the cascade's rules."""
+    found = popular.recommend(requests, max(k, cascade.candidates))
+    context = cascade.context(k)
+    for rule in cascade.rules:
+        found = rule(found, context)
+    return found.head(k)
