@@ -94,6 +94,15 @@ def test_unknown_names_guess():
         catalog.models("rankin")
 
 
+def test_the_page_has_a_section_and_a_call_for_each_model():
+    page = catalog.page()
+    headings = [line.removeprefix("### ") for line in page.splitlines() if line.startswith("### ")]
+    assert headings == [e.name for e in ENTRIES]
+    calls = page.split("```text\n")[1:]
+    assert [c.split("\n```\n")[0].split("(")[0] for c in calls] == [f"rs.{e.stage}.{e.name}" for e in ENTRIES]
+    assert ":math:" not in page
+
+
 def test_generated_files_are_fresh():
     stale = [str(p.relative_to(ROOT)) for p, text in catalog.generated(ROOT).items() if p.read_text("utf8") != text]
     assert not stale, f"Run `make stubs`: {', '.join(stale)} no longer say what the model files say."

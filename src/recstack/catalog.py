@@ -190,15 +190,15 @@ def page() -> str:
         for e in entries:
             when = " ".join(str(x) for x in (e.venue, e.year) if x)
             paper = f"[{e.title}]({e.link})" if e.link else e.title
-            out += [f"### {e.name}", e.summary, ", ".join(x for x in (paper, e.authors, when) if x) + "."]
-            out += [e.departs] if e.departs else []
+            out += [f"### {e.name}", _markdown(e.summary), ", ".join(x for x in (paper, e.authors, when) if x) + "."]
+            out += [_markdown(e.departs)] if e.departs else []
             out += ["\n".join(["```text", *_wrapped(e), "```"])]
-    return _markdown("\n\n".join(out)) + "\n"
+    return "\n\n".join(out) + "\n"
 
 
 def _markdown(text: str) -> str:
     """Literals and formulas of docstrings as Markdown's code."""
-    return re.sub(r":math:`([^`]*)`", r"`\1`", re.sub(r"``(?!`)([^`]+)``(?!`)", r"`\1`", text))
+    return re.sub(r":math:`([^`]*)`", r"`\1`", re.sub(r"``([^`]+)``", r"`\1`", text))
 
 
 def _wrapped(entry: Entry, width: int = 100) -> list[str]:
