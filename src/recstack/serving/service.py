@@ -86,13 +86,16 @@ class Service:
             raise
 
     def _replay(self) -> None:
-        for number, event in enumerate(self._log or (), 1):
+        """Take the events that the log kept; raises DataError."""
+        if self._log is None:
+            return
+        for number, event in enumerate(self._log, 1):
             try:
                 self._take(event)
             except SchemaError as error:
                 raise DataError(
                     f"Line {number} of the event log {str(self._log.path)!r} does not fit: {error}"
-                ) from None  # type: ignore[union-attr]
+                ) from None
 
     def _warm_up(self) -> None:
         """Item vectors, compiled kernels: whatever the first request would wait for."""
