@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import functools
 import json
 
@@ -12,7 +11,7 @@ import yaml
 import recstack as rs
 from recstack import catalog
 from recstack.cli import config as configs
-from recstack.cli import output, sources
+from recstack.cli import sources
 from recstack.errors import ConfigError
 
 NAMES = [m.name for m in catalog.models()]
@@ -22,11 +21,6 @@ NAMES = [m.name for m in catalog.models()]
 def schema_of(config: str) -> rs.Schema:
     """Fitted; four sorts of markets serve all models."""
     return sources.of_config(json.loads(config)).encoder.schema
-
-
-@pytest.mark.parametrize("module", [configs, output], ids=lambda m: m.__name__)
-def test_docstring_examples(module):
-    assert doctest.testmod(module).failed == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
