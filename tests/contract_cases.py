@@ -2,8 +2,10 @@
 
 from functools import partial
 
+import torch
+
 from recstack import testing
-from recstack.models import multidomain, multitask, pre_ranking, ranking
+from recstack.models import multidomain, multitask, pre_ranking, ranking, reranking, retrieval
 from recstack.nn.sequence.target_attention import TargetAttention
 from recstack.schema import Task
 from recstack.testing import Case
@@ -17,6 +19,16 @@ FUNNEL = (
 MANY = (*FUNNEL, Task("shelf", kind="multiclass", classes=3, weight=0.1))
 
 SECOND = {"arguments": "a second row, for what the first cannot reach"}
+IDS = testing.keys_only(testing.schema(), ("history",))
+
+
+def edges(model):
+    """LightGCN's graph: every third item of each user."""
+    users, items = model.propagation.users, model.propagation.items
+    met = [[i for i in range(2, items) if (u + i) % 3 == 0] if u > 1 else [] for u in range(users)]
+    offsets = torch.tensor([0, *(len(m) for m in met)]).cumsum(0)
+    model.propagation.connect(offsets, torch.tensor([i for m in met for i in m]))
+
 
 CASES = [
     Case(ranking.LR, {}, testing.schema(tasks=FUNNEL), band=0.2),
@@ -81,5 +93,71 @@ CASES = [
         {"dim": 6, "hidden": (16, 8), "auxiliary": (6,), "dropout": 0.1},
         testing.schema(tasks=MANY, domain=True),
         band=0.9,
+    ),
+    Case(
+        reranking.PRM,
+        {"dim": 6, "width": 8, "layers": 1, "heads": 2, "hidden": 12, "max_list": 9, "history": "sum", "dropout": 0.2},
+    ),
+    Case(
+        retrieval.DSSM,
+        {"dim": 6, "hidden": (12, 8), "temperature": 0.2, "history": "sum", "dropout": 0.1, "examples_per_user": 3},
+    ),
+    Case(
+        retrieval.SASRec,
+        {"dim": 8, "layers": 1, "heads": 2, "dropout": 0.1, "loss": "bce", "negatives": 8},
+        IDS,
+        band=0.5,
+        unread=("user_id",),
+    ),
+    Case(
+        retrieval.SASRec,
+        {"dim": 8, "dropout": 0.0},
+        IDS,
+        band=0.5,
+        unread=("user_id",),
+        exempt=SECOND,
+        label="softmax",
+    ),
+    Case(
+        retrieval.LightGCN,
+        {"dim": 8, "layers": 2, "weight_decay": 1e-3},
+        testing.keys_only(testing.schema()),
+        lists=5,
+        prepare=edges,
+    ),
+    Case(retrieval.Popularity, {"half_life": 3.0, "task": "click"}, band=0),
+    Case(
+        retrieval.ItemCF,
+        {
+            "similarity": "jaccard",
+            "exponent": 0.5,
+            "user_weight": "log",
+            "neighbours": 9,
+            "normalise": "max",
+            "min_items": 1,
+            "max_items": 50,
+            "task": "click",
+            "history": "watched",
+            "last": 4,
+            "decay": 0.9,
+        },
+    ),
+    Case(
+        retrieval.Swing,
+        {
+            "alpha": 0.5,
+            "user_alpha": 1.0,
+            "user_beta": 0.3,
+            "neighbours": 9,
+            "normalise": "max",
+            "max_users": 30,
+            "min_items": 1,
+            "max_items": 50,
+            "task": "click",
+            "history": "watched",
+            "last": 4,
+            "decay": 0.9,
+            "seed": 3,
+        },
     ),
 ]

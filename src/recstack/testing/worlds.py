@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recstack.errors import SchemaError
-from recstack.schema import Categorical, Schema, Task
+from recstack.schema import Categorical, History, Schema, Task
 from recstack.testing.batches import Batch, batch
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Communities(NamedTuple):
 def communities(users: int = 40, items: int = 24, each: int = 6, seed: int = 0) -> Communities:
     """A raw, implicit log in which each user met `each` items of their own community and none of the other.
 
-    Ids are raw (users from 1000, items from 500), one time step after the other. Retrievers that count are tested on it:
+    Ids are raw (users from 1000, items from 500), one time step after the other; the History is ``watched``. Retrievers that count are tested on it:
     what they recommend to a user is from that user's community.
     """
     import numpy as np
@@ -145,7 +145,12 @@ def communities(users: int = 40, items: int = 24, each: int = 6, seed: int = 0) 
             "time": list(range(len(rows))),
         }
     )
-    schema = Schema([Categorical("user_id", "user"), Categorical("item_id", "item")], [Task("click")], time="time")
+    features = (
+        Categorical("user_id", "user"),
+        Categorical("item_id", "item"),
+        History("watched", of=("item_id",), max_len=each),
+    )
+    schema = Schema(features, [Task("click")], time="time")
     log = Log(frame, schema, implicit=True, name="communities")
     sides = tuple([1000 + u for u in range(users) if u % 2 == side] for side in (0, 1))
     goods = tuple([500 + i for i in range(items) if i % 2 == side] for side in (0, 1))
