@@ -55,6 +55,29 @@ def test_a_page_runs_as_written(page, tmp_path):
     run("page.py", tmp_path)
 
 
+SMALL = """import recstack as rs
+
+market = rs.simulator.simulate(users=120, items=150, impressions=12_000, list_size=5, ctr=0.25)
+schema = market.schema().without("position")
+clicks = market.events.filter(market.events["click"] == 1).drop("click")
+small = rs.Log(clicks, schema, users=market.users, items=market.items, implicit=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_ten_lines_of_the_readme_run(tmp_path):
+    """As written, but for the log: a small market's clicks, implicit as MovieLens' are, in place of a million rows."""
+    text = "".join(t for language, _, t in blocks(ROOT / "README.md") if language == "python")
+    assert len(text.splitlines()) <= 10
+    assert text.count("rs.datasets.movielens_1m()") == 1
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    page = SMALL + text.replace("rs.datasets.movielens_1m()", "small") + "print(rs.load('page/').recommend(7, k=3))\n"
+    (tmp_path / "readme.py").write_text(page, "utf8")
+    printed = run("readme.py", tmp_path)
+    assert "ranker" in printed
+    assert "MMR" in printed
+
+
 @pytest.mark.slow
 def test_a_model_is_one_file(tmp_path):
     """The guide's file, and nothing else, makes a model that the face, the catalogue and the command line know."""
