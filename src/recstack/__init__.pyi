@@ -42,3 +42,5 @@ from .schema import Vector as Vector
 from .training import Trainer as Trainer
 
 __version__: str
+
+__all__ = ["split"]  # a renamed import counts as public only if it is said; the others are "X as X"
