@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -16,14 +15,18 @@ from torch import Tensor
 from recstack import bundle
 from recstack.candidates import Candidates
 from recstack.cascade.lists import CandidateLists, stage_batch
-from recstack.data import Columns, Encoder, Loader, Log, Profiles, Requests, splits
+from recstack.data import Columns, Encoder, Loader, Profiles, Requests
+from recstack.data.truth import next_events
 from recstack.errors import ConfigError, DataError
 from recstack.models.base import Model, load_model
 from recstack.rules import PageContext, moved
 
-logger = logging.getLogger("recstack.cascade")
+if TYPE_CHECKING:  # a log brings polars, which serving does without
+    from recstack.data import Log
+
 Trace = dict[str, Any]
 LEARNED = ("pre_ranker", "ranker", "reranker")
+BLOCK = 256  # requests asked at a time, times hundreds of candidates each
 
 
 class Cascade:
@@ -76,6 +79,7 @@ class Cascade:
         self.names = names
         self.scales: dict[str, tuple[float, float, float]] = {}
         self.profiles: Any = None
+        self._attributes: dict[str, Tensor] | None = None
         self.encoder: Any = next((m.schema.encoder for m in self._models() if m.schema.encoder is not None), None)
 
     def _models(self) -> list[Any]:
@@ -107,6 +111,8 @@ class Cascade:
             options: {stage: options of rs.Trainer}, e.g. ``{"ranker": {"epochs": 2}}``.
             status: called with a line before each step, gives a context (for progress displays).
         """
+        from recstack.data import splits
+
         options, status = options or {}, status or (lambda line: nullcontext())
         if self.encoder is None:
             self.encoder = train.schema.encoder or Encoder(train.schema).fit(train)
@@ -182,7 +188,7 @@ class Cascade:
         rng = np.random.default_rng(seed)
         rows = np.flatnonzero(columns.item_ids >= 2)
         blocks = []
-        for part in np.array_split(rows, max(1, len(rows) // 4096)):
+        for part in np.array_split(rows, max(1, len(rows) // BLOCK)):
             requests = self.requests_of(columns, part, past)
             found, _ = self._until(stage, requests)
             own = torch.from_numpy(columns.item_ids[part].astype(np.int64))
@@ -217,11 +223,19 @@ class Cascade:
         Returns the lists in the ranker's order, and the ranker's logits ``[n, L]``.
         """
         rows, truth = next_events(columns)
-        requests = self.requests_of(columns, rows, past)
-        found, known = self._until("reranker", requests)
-        hit = truth.hits(found.ids)
         model = self.reranker or self.ranker
         assert model is not None
+        parts = []
+        for start in range(0, len(rows), BLOCK):
+            found, known = self._until("reranker", self.requests_of(columns, rows[start : start + BLOCK], past))
+            wide = Candidates(*(_wide(x, self.keep_ranked) for x in (found.ids, found.scores, found.mask)))
+            parts.append((wide, {n: _wide(v, self.keep_ranked) for n, v in known.items()}, truth.hits(wide.ids, start)))
+        found = Candidates(*(torch.cat([getattr(p[0], n) for p in parts]) for n in ("ids", "scores", "mask")))
+        known = {n: torch.cat([p[1][n] for p in parts]) for n in parts[0][1]}
+        hit = torch.cat([p[2] for p in parts])
+        for name, value in known.items():
+            if name.startswith("score_"):
+                self.scales.setdefault(name, _scale(value[found.mask]))
         labels = {t.column: hit.float() for t in model.schema.tasks if t.kind == "binary" and not t.derived}
         labels |= {t.column: torch.full(hit.shape, torch.nan) for t in model.schema.tasks if t.kind != "binary"}
         return CandidateLists(columns, rows, found, labels, self._scaled(known), model.schema), found.scores
@@ -342,9 +356,10 @@ class Cascade:
     def context(self, k: int) -> PageContext:
         """What rules may know: item columns by id, and the vectors of the first retriever that has some."""
         catalog = self.encoder.catalog
-        attributes = {n: v for n, v in catalog.batch(np.arange(catalog.size)).items() if v.dim() == 1}
+        if self._attributes is None:
+            self._attributes = {n: v for n, v in catalog.batch(np.arange(catalog.size)).items() if v.dim() == 1}
         learned = next((r for r in self.retrievers if hasattr(r, "catalog_vectors")), None)
-        return PageContext(k, None if learned is None else learned.catalog_vectors(), attributes)
+        return PageContext(k, None if learned is None else learned.catalog_vectors(), self._attributes)
 
     def requests(self, users: Any) -> Requests:
         """Raw user ids as requests of this moment."""
@@ -406,8 +421,12 @@ class Cascade:
         return evaluate(self, test, past, **options)
 
     # -- files --------------------------------------------------------------------------------------------------------
-    def save(self, path: str | Path) -> Path:
-        """One bundle with every stage, the encoder, users' state, calibration and rules, written atomically."""
+    def save(self, path: str | Path, files: Mapping[str, str] | None = None) -> Path:
+        """One bundle with every stage, the encoder, users' state, calibration and rules, written atomically.
+
+        `files` are texts kept beside: "metrics.json" (`Report.to_dict()`) and "items.json" (``{item: {"title": ...}}``) are
+        shown by the service's page.
+        """
         if self.profiles is None:
             raise ConfigError("This cascade was not fitted; call fit(train) before save.")
         pieces = {"encoder": self.encoder.to_piece(), "profiles": self.profiles.to_piece()}
@@ -430,7 +449,7 @@ class Cascade:
             "scales": {n: list(s) for n, s in self.scales.items()},
         }
         pieces["cascade"] = bundle.Piece(bundle.class_path(type(self)), config)
-        return bundle.write(path, pieces, {"kind": "cascade"})
+        return bundle.write(path, pieces, {"kind": "cascade"}, files)
 
     @classmethod
     def from_bundle(cls, saved: bundle.Bundle, trust: Sequence[str] = ()) -> Self:
@@ -469,45 +488,11 @@ class Cascade:
         return new
 
 
-class Truth:
-    """Items that each request's user met next, as sorted keys; answers for ids ``[n, L]`` which are among them."""
-
-    def __init__(self, request: np.ndarray, items: np.ndarray, n: int, unknown: np.ndarray):
-        self.keys = np.unique(request << 32 | items)
-        self.count = np.bincount(self.keys >> 32, minlength=n) + unknown  # items out of the catalog count as misses
-
-    def select(self, chosen: np.ndarray) -> Truth:
-        """That of some requests, numbered anew; `chosen` ascending."""
-        request, item = self.keys >> 32, self.keys & 0xFFFFFFFF
-        place = np.searchsorted(chosen, request).clip(max=len(chosen) - 1)
-        kept = chosen[place] == request
-        new = Truth(place[kept], item[kept], len(chosen), np.zeros(len(chosen), np.int64))
-        new.count = self.count[chosen]
-        return new
-
-    def hits(self, ids: Tensor, start: int = 0) -> Tensor:
-        """bool ``[n, L]`` for the requests from `start`."""
-        keys = (np.arange(len(ids)) + start)[:, None] << 32 | ids.numpy()
-        place = np.searchsorted(self.keys, keys).clip(max=max(len(self.keys) - 1, 0))
-        found = self.keys[place] == keys if len(self.keys) else np.zeros(keys.shape, bool)
-        return torch.from_numpy(found & (ids.numpy() > 0))
-
-
-def next_events(columns: Columns) -> tuple[np.ndarray, Truth]:
-    """Each user's first request in `columns` with a positive, and all items of that user's positive rows."""
-    lists = columns.lists
-    request = np.repeat(np.arange(columns.n_requests), np.diff(lists))
-    good = columns.positives()
-    users = columns.user_ids.astype(np.int64)
-    order = np.lexsort((columns.times if columns.times is not None else np.arange(len(users)), users))
-    first = order[np.flatnonzero(np.diff(users[order], prepend=-1))]
-    group = np.searchsorted(users[first], users[request])
-    item = columns.item_ids.astype(np.int64)
-    kept = np.bincount(group[good], minlength=len(first)) > 0
-    place = np.cumsum(kept) - 1
-    known = good & (item >= 2)
-    unknown = np.bincount(place[group[good & (item < 2)]], minlength=int(kept.sum()))
-    return first[kept], Truth(place[group[known]], item[known], int(kept.sum()), unknown)
+def _wide(value: Tensor, width: int) -> Tensor:
+    """``[n, L, ...]`` as ``[n, width, ...]``: blocks of requests may differ in how many candidates they have."""
+    value = value[:, :width]
+    missing = width - value.shape[1]
+    return torch.cat([value, value.new_zeros(len(value), missing, *value.shape[2:])], 1) if missing else value
 
 
 def _scale(value: Tensor) -> tuple[float, float, float]:

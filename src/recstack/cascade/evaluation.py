@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from recstack.candidates import Candidates
-from recstack.data import Columns, Log, Requests
+from recstack.data import Columns, Requests
+from recstack.data.truth import Truth, next_events
 from recstack.errors import DataError
 
 if TYPE_CHECKING:
-    from recstack.cascade.cascade import Cascade, Truth
+    from recstack.cascade.cascade import Cascade
+    from recstack.data import Log
 
 
 @dataclass
@@ -100,8 +101,6 @@ def evaluate(
     Raises:
         DataError: `test` has no positive event.
     """
-    from recstack.cascade.cascade import next_events
-
     columns = test if isinstance(test, Columns) else cascade.encoder.encode(test)
     before = past if past is None or isinstance(past, Columns) else cascade.encoder.encode(past)
     rows, truth = next_events(columns)
@@ -163,11 +162,7 @@ def _requests(cascade: Cascade, columns: Columns, rows: np.ndarray, past: Column
 
 def _measure(found: Candidates, truth: Truth, start: int, k: int) -> np.ndarray:
     """Sums over requests of kept, recall, recall@k and ndcg@k (ideal over min(k, relevant))."""
-    hit = truth.hits(found.ids, start).float() * found.mask
-    relevant = torch.from_numpy(truth.count[start : start + len(found)]).float()
-    discount = 1 / torch.log2(torch.arange(2, max(k, found.width) + 2).float())
-    ideal: Tensor = discount[:k].cumsum(0)[(relevant.clamp(max=k) - 1).long()]
-    page = hit[:, :k]
-    dcg = (page * discount[: page.shape[1]]).sum(1)
-    values = [found.mask.sum(1).float(), hit.sum(1) / relevant, page.sum(1) / relevant, dcg / ideal]
-    return torch.stack([v.sum() for v in values]).double().numpy()
+    hit = truth.hits(found.ids, start)
+    relevant = truth.count[start : start + len(found)]
+    page_recall, ndcg = truth.sums(found.ids, start, (k,))
+    return np.array([float(found.mask.sum()), float((hit.sum(1).numpy() / relevant).sum()), page_recall, ndcg])

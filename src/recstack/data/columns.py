@@ -214,6 +214,15 @@ class Columns:
         size = self.schema.feature(self._key("user")).size or 0  # type: ignore[attr-defined]
         return np.searchsorted(pairs, np.arange(size + 1) << 32), (pairs & 0xFFFFFFFF).astype(np.int32)
 
+    def newer(self) -> np.ndarray:
+        """int64 [n_requests]: how many newer requests the same user has; 0 for each user's newest."""
+        users = self.user_ids
+        order = np.lexsort((np.arange(len(users)) if self.times is None else self.times, users))
+        ends = np.append(np.flatnonzero(np.diff(users[order])), len(users) - 1)  # place of each user's newest
+        out = np.empty(len(users), np.int64)
+        out[order] = np.repeat(ends, np.diff(ends, prepend=-1)) - np.arange(len(users))
+        return out
+
     def positives(self, task: str | None = None) -> np.ndarray:
         """bool [n_rows]: where a binary task (the first by default) has label 1; everywhere for implicit rows."""
         binary = [t for t in self.schema.tasks if t.kind == "binary" and not t.derived]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,11 +36,13 @@ class Requests:
         batch: the user side, tensors [R, ...].
         users: int64 [R], encoded; 1 is an unknown user.
         seen: offsets int64 [R + 1] and item ids int32, ascending per row.
+        memo: what models have worked out of these users, so that several questions cost one answer.
     """
 
     batch: dict[str, Tensor]
     users: np.ndarray
     seen: Lists
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.users)

@@ -319,8 +319,8 @@ class Retriever(Recommends, Model):
     def fit(self, train: Any, valid: Any = None, **options: Any) -> Self:
         """Train, and keep the users' state so that `recommend` takes raw ids."""
         train = self._encoded(train)
-        super().fit(self.training_columns(train), valid=valid, **options)
         self._remember(train)
+        super().fit(self.training_columns(train), valid=valid, **options)
         return self
 
     def training_columns(self, train: Any) -> Any:
@@ -352,29 +352,53 @@ class Retriever(Recommends, Model):
         return self._cached
 
     @torch.no_grad()
+    def _users(self, requests: Requests) -> Tensor:
+        """User vectors ``[R, K, D]`` float32, computed once per Requests."""
+        key = ("user_vectors", id(self))
+        if key not in requests.memo or self.training:
+            was, _ = self.training, self.eval()
+            parts = [requests.slice(i, i + 1024) for i in range(0, max(len(requests), 1), 1024)]
+            requests.memo[key] = torch.cat([self.user_vectors(part.batch).float() for part in parts])
+            self.train(was)
+        return requests.memo[key]
+
+    @torch.no_grad()
     def search(self, requests: Requests, k: int, exclude_seen: bool, allowed: Tensor) -> tuple[Tensor, Tensor]:
-        items = self.catalog_vectors()
-        was, _ = self.training, self.eval()
+        items, users = self.catalog_vectors(), self._users(requests)
+        offsets, seen = (torch.as_tensor(x).long() for x in requests.seen)
         found: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(requests), 1024):
-            some = requests.slice(start, min(start + 1024, len(requests)))
-            users = self.user_vectors(some.batch).float()
-            score = (users @ items.T).amax(1).masked_fill(~allowed, -torch.inf)
+            stop = min(start + 1024, len(requests))
+            score = (users[start:stop] @ items.T).amax(1).masked_fill(~allowed, -torch.inf)
             if exclude_seen:
-                offsets, seen = some.seen
-                row = torch.repeat_interleave(torch.arange(len(some)), torch.as_tensor(np.diff(offsets)))
-                score[row, torch.as_tensor(seen).long()] = -torch.inf
+                row = torch.repeat_interleave(torch.arange(stop - start), offsets[start : stop + 1].diff())
+                score[row, seen[offsets[start] : offsets[stop]]] = -torch.inf
             found.append(score.topk(min(k, score.shape[1])))
-        self.train(was)
-        return torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
+        return torch.cat([f[1] for f in found]), torch.cat([f[0] for f in found])
 
     @torch.no_grad()
     def pair_scores(self, requests: Requests, ids: Tensor) -> Tensor:
-        items = self.catalog_vectors()
-        was, _ = self.training, self.eval()
-        users = self.user_vectors(requests.batch).float()
-        self.train(was)
-        return torch.einsum("rkd,rld->rlk", users, items[ids]).amax(-1)
+        return torch.einsum("rkd,rld->rlk", self._users(requests), self.catalog_vectors()[ids]).amax(-1)
+
+    def validate(self, data: Any) -> dict[str, float]:
+        """Full-ranking metrics of held-out Columns, which the Trainer watches: recall@10, recall@20, ndcg@10, ndcg@20.
+
+        Each user is asked once, before their first event of `data`; what they met in training is left out.
+        """
+        from recstack.data import Requests
+        from recstack.data.truth import next_events
+
+        rows, truth = next_events(data)
+        total = np.zeros(4)
+        for start in range(0, len(rows), 1024):
+            requests = Requests.of(data, rows[start : start + 1024])
+            if self.profiles is not None:
+                seen = self.profiles.requests(requests.users, encoded=True).seen
+                requests = Requests(requests.batch, requests.users, seen)
+            found = self.recommend(requests, 20, exclude_seen=self.profiles is not None)
+            total += truth.sums(found.ids, start, (10, 20))
+        names = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
+        return dict(zip(names, (total / max(len(rows), 1)).tolist(), strict=True))
 
 
 class Reranker(Model):

@@ -91,11 +91,7 @@ class DSSM(Retriever):
     def training_columns(self, train: Any) -> Any:
         if self.examples_per_user is None:
             return train
-        users = train.user_ids
-        order = np.lexsort((np.arange(len(users)) if train.times is None else train.times, users))
-        ends = np.append(np.flatnonzero(np.diff(users[order])), len(users) - 1)  # place of each user's newest
-        behind = np.repeat(ends, np.diff(ends, prepend=-1)) - np.arange(len(users))
-        return train.select(np.sort(order[behind < self.examples_per_user]))
+        return train.select(np.flatnonzero(train.newer() < self.examples_per_user))
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """In-batch softmax of the positives. Rows without a positive, and items out of vocabulary, count nothing."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -100,6 +101,10 @@ class SASRec(Retriever):
 
     def item_vectors(self, batch: Mapping[str, Tensor]) -> Tensor:
         return self.inputs(batch, "item").flat()
+
+    def training_columns(self, train: Any) -> Any:
+        """From each user's newest request backwards, every `max_len`-th: each event is then a target about once."""
+        return train.select(np.flatnonzero(train.newer() % self.history.max_len == 0))
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The next item at every step. The target of the last step is the first candidate, if its label is positive."""
