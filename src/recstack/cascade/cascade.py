@@ -150,9 +150,9 @@ class Cascade:
                 self.calibrator.fit(logit[data.candidates.mask], label)
             if "reranker" in todo:
                 self._train("reranker", data, options.get("reranker", {}), seed, status)
-        everything = self.encoder.encode(train)
+        everything = self.encoder.encode(train if valid is None else train.concat(valid))
         for retriever in self.retrievers:
-            if hasattr(retriever, "count") and early is not train:
+            if hasattr(retriever, "count") and (early is not train or valid is not None):
                 with status(f"Retrieval: {retriever.name}, on everything"):
                     retriever.fit(everything)
         self.remember(everything)

@@ -223,6 +223,16 @@ class Log:
         events = self.events.filter(pl.Series(rows)) if rows.dtype == bool else self.events[rows.astype(np.int64)]
         return self._with(events)
 
+    def concat(self, other: Log) -> Log:
+        """Both parts of one split log: its rows, then those of `other`; users, items and timelines are shared.
+
+        Raises:
+            DataError: the two are not parts of one log.
+        """
+        if self.schema != other.schema or self.events.schema != other.events.schema:
+            raise DataError(f"{self!r} and {other!r} are not parts of one log, so they cannot be put together.")
+        return self._with(pl.concat([self.events, other.events]))
+
     def with_columns(self, columns: Iterable[pl.Series]) -> Log:
         """With these columns added to the events, or replaced."""
         return self._with(self.events.with_columns(list(columns)))
