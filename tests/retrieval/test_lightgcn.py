@@ -108,6 +108,21 @@ def test_kept_vectors_follow_the_weights_and_the_graph():
         assert not torch.allclose(model(batch)["click"], 4 * before)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_between_two_measurements_is_seen(fused):
+    """Fused Adam leaves the weights' version counters as they were; vectors kept by version alone went stale."""
+    model, columns = prepared(world())
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=fused)
+    batch = columns.batch(np.arange(9))
+    for _ in range(2):
+        with torch.no_grad():
+            before = model.eval()(batch)["click"].clone()
+        sum(model.train().losses(batch).values()).backward()
+        optimizer.step()
+        with torch.no_grad():
+            assert not torch.allclose(model.eval()(batch)["click"], before)
+
+
 def test_a_bundle_holds_the_graph(tmp_path):
     log = world()
     model, columns = prepared(log)

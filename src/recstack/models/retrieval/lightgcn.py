@@ -96,7 +96,10 @@ class LightGCN(Retriever):
 
     def smoothed(self) -> tuple[Tensor, Tensor]:
         """Embeddings after propagation, by id; without gradients they are kept until the weights change."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return self.propagation(self.users.weight, self.items.weight)
+        if torch.is_grad_enabled():
+            self._smoothed = None  # a step may follow, and fused optimisers do not count versions
             return self.propagation(self.users.weight, self.items.weight)
         version = [(t.data_ptr(), t._version) for t in (self.users.weight, self.items.weight, self.propagation.columns)]
         if self._smoothed is None or self._smoothed[0] != version:
