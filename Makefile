@@ -50,7 +50,7 @@ types: $(TOOLS)  ## pyright
 	$(BIN)/pyright
 
 docs: $(READY)  ## the site, under site/; needs no network
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 stubs: $(READY)  ## what is generated from the model files: their stubs and docs/catalog.md
 	$(BIN)/python -m recstack.catalog

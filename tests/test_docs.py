@@ -158,9 +158,10 @@ def test_make_targets_on_a_page_exist(page):
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The ``$ recstack ...`` lines of a page's consoles, as words."""
-    lines = [line for language, _, text in blocks(page) if language == "console" for line in text.splitlines()]
-    words = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if line.startswith("$ recstack ")]
+    """The ``recstack ...`` lines of a page's shell blocks, as words."""
+    shell = [text for language, _, text in blocks(page) if language in ("bash", "console")]
+    lines = [line.removeprefix("$ ") for text in shell for line in text.splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines if line.startswith("recstack ")]
     return [w[: w.index(">")] if ">" in w else w for w in words]
 
 
@@ -180,14 +181,14 @@ def test_commands_on_a_page_exist(page):
 
 @pytest.mark.slow
 def test_the_configuration_of_the_page_trains(tmp_path):
-    """As it is written, but for a smaller market and fewer epochs."""
+    """As it is written, but for the data: a small market in place of the reader's store."""
     from recstack.cli import train
 
     (text,) = [t for language, _, t in blocks(ROOT / "docs" / "cli.md") if language == "yaml"]
-    small = "dataset: simulator\n  users: 60\n  items: 40\n  impressions: 3000"
-    path = tmp_path / "din.yaml"
-    path.write_text(text.replace("dataset: simulator", small), "utf8")
-    train.train(path, tmp_path / "din", False, False)
+    text, places = re.subn("store: store/.*", "dataset: simulator\n  users: 60\n  items: 40\n  impressions: 3000", text)
+    assert places == 1
+    (tmp_path / "din.yaml").write_text(text, "utf8")
+    train.train(tmp_path / "din.yaml", tmp_path / "din", False, False)
     assert (tmp_path / "din" / "manifest.json").is_file()
 
 
@@ -195,7 +196,7 @@ def test_the_configuration_of_the_page_trains(tmp_path):
 def test_the_site_builds_without_a_network(tmp_path):
     """Strictly, and no page asks for a script, style or font from elsewhere."""
     pytest.importorskip("mkdocs")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for page in (tmp_path / "site").rglob("*.html"):
