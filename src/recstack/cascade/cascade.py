@@ -179,15 +179,18 @@ class Cascade:
     def training_lists(
         self, columns: Columns, past: Columns, stage: str, *, negatives: int, seed: int = 0, keep: int | None = None
     ) -> CandidateLists:
-        """One list per row of `columns`: its own item, then `negatives` of what earlier stages let through for it.
+        """One list per positive row of `columns`: its own item, then `negatives` of what earlier stages let through for it.
 
-        The row's labels are its own; what was drawn has label 0 for binary tasks, and none for others. In a log of
-        impressions only clicked rows get drawn candidates: the rest are lists of one, shown and not clicked.
+        In a log of impressions a third of them are what the same user was shown around then and did not click. Labels
+        of the own item are the row's; all others have label 0 for binary tasks, and none for the rest.
         """
         model = getattr(self, stage)
         rng = np.random.default_rng(seed)
-        rows = np.flatnonzero(columns.item_ids >= 2)
-        blocks = []
+        rows = np.flatnonzero((columns.item_ids >= 2) & columns.positives())
+        shown = None if columns.implicit else _unclicked(columns, rows, max(1, negatives // 3))
+        if shown is not None:
+            negatives -= shown.shape[1]
+        blocks, at = [], 0
         for part in np.array_split(rows, max(1, len(rows) // BLOCK)):
             requests = self.requests_of(columns, part, past)
             found, _ = self._until(stage, requests)
@@ -195,10 +198,11 @@ class Cascade:
             other = found.mask & (found.ids != own[:, None])
             draw = torch.from_numpy(rng.random(found.ids.shape, dtype=np.float32)).masked_fill(~other, 2.0)
             index = draw.argsort(1)[:, :negatives]
-            drawn, live = found.ids.gather(1, index), other.gather(1, index)
-            positive = torch.from_numpy(columns.positives()[part])
-            live = live & positive[:, None]
-            ids = torch.cat([own[:, None], drawn.masked_fill(~live, 0)], 1)
+            drawn = found.ids.gather(1, index).masked_fill(~other.gather(1, index), 0)
+            ids = torch.cat([own[:, None], drawn], 1)
+            if shown is not None:
+                ids = torch.cat([ids, torch.from_numpy(shown[at : at + len(part)])], 1)
+                at += len(part)
             known = self._known_of(ids, requests, stage)
             blocks.append((ids, known, part))
         ids = torch.cat([b[0] for b in blocks])
@@ -486,6 +490,23 @@ class Cascade:
         for retriever in retrievers:
             retriever.profiles = new.profiles
         return new
+
+
+def _unclicked(columns: Columns, rows: np.ndarray, n: int) -> np.ndarray:
+    """int64 ``[len(rows), n]``: items that the user of each row was shown next to it in time without a click; 0 fills up."""
+    users, good = columns.user_ids, columns.positives()
+    order = np.lexsort((columns.times if columns.times is not None else np.arange(len(users)), users))
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    steps = np.array([s for d in range(1, 2 * n + 1) for s in (d, -d)])
+    near = place[rows][:, None] + steps
+    there = (near >= 0) & (near < len(order))
+    other = order[near.clip(0, len(order) - 1)]
+    item = columns.item_ids[other].astype(np.int64)
+    own = columns.item_ids[rows][:, None]
+    fits = there & (users[other] == users[rows][:, None]) & ~good[other] & (item >= 2) & (item != own)
+    first = np.argsort(~fits, axis=1, kind="stable")[:, :n]  # the nearest that fit
+    return np.take_along_axis(np.where(fits, item, 0), first, 1)
 
 
 def _wide(value: Tensor, width: int) -> Tensor:

@@ -38,7 +38,7 @@ class Plan:
     retrieval: tuple[str, ...] = ()
     ranking: tuple[str, ...] = ()
     late: int = 5
-    negatives: int = 30
+    negatives: int = 20
     swing: dict[str, Any] = field(default_factory=dict)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     market: Any = None
@@ -145,7 +145,7 @@ def build(encoder: Any, plan: Plan, seed: int = 0) -> Any:
     return rs.Cascade(
         retrievers,
         pre_ranker=rs.pre_ranking.COLD(first),
-        ranker=rs.ranking.DIN(second, hidden=hidden),
+        ranker=rs.ranking.DIN(second, hidden=hidden, activation="relu"),
         calibrator=rs.calibration.Isotonic(),
         reranker=rs.reranking.PRM(third, width=64, layers=1),
         rules=[rs.rules.MMR(0.95)],
@@ -176,8 +176,7 @@ def _simulator(data_dir: Any, seed: int) -> Plan:
         "by time: the last tenth is the test, the tenth before it validation",
         retrieval=("position",),
         ranking=("position",),
-        late=20,
-        negatives=20,
+        late=40,
         swing={"max_users": 300},
         options={"ranker": {"epochs": 2}},
         market=market,
@@ -190,7 +189,7 @@ def _movielens(data_dir: Any, seed: int) -> Plan:
     log = rs.datasets.movielens_1m(data_dir=data_dir)
     schema = log.schema.without("title", "zip")  # the title is shown to people, and names no taste
     # Genres are read of the candidates; in histories the ids say more, at a sixth of the cost.
-    histories = [rs.History("history", of="item_id", max_len=50), rs.History("recent", of="item_id", max_len=5)]
+    histories = [rs.History("history", of="item_id", max_len=30), rs.History("recent", of="item_id", max_len=5)]
     log.schema = schema.with_features(*histories)
     train, valid, test = rs.split.last_per_user(log, test=5, valid=5)
     return Plan(
@@ -220,8 +219,7 @@ def _kuairand(data_dir: Any, seed: int) -> Plan:
         valid,
         log.select(part == "test"),
         "by date: 1-8 May 2022 is the test, 30 April validation, 25-29 April training",
-        late=3,
-        negatives=10,
+        late=6,
         swing={"max_users": 300, "history": "watched"},
         options={"ranker": {"epochs": 2}},
     )
