@@ -73,6 +73,11 @@ def test_dice_in_attention_counts_live_pairs_only():
     b = TargetAttention(3, (4,), "dice").train()
     rubbish = torch.where(mask.unsqueeze(-1), sequence, torch.tensor(100.0))
     torch.testing.assert_close(a(query, rubbish, mask), b(query, sequence, mask))
+    candidates = torch.tensor([[True, False], [True, True]])  # the same of queries: padded candidates count in nothing
+    rubbish = torch.where(candidates.unsqueeze(-1), query, torch.tensor(100.0))
+    one, other = a(rubbish, sequence, mask, candidates), b(query, sequence, mask, candidates)
+    torch.testing.assert_close(one[candidates], other[candidates])
+    torch.testing.assert_close(dict(a.named_buffers()), dict(b.named_buffers()))
 
 
 class Middle(Pooling):

@@ -207,7 +207,7 @@ class Inputs(nn.Module):
                     if not candidate:
                         continue  # the item side alone has no target, and the user side alone has no candidate
                     query = torch.cat([candidate[name] for name in h.of], -1)
-                    candidate[h.name] = block(query, sequence, mask)
+                    candidate[h.name] = block(query, sequence, mask, batch.get("@mask"))
                 else:
                     request[h.name] = block(None, sequence, mask)
         if not self.has_candidates:  # a table without item columns: each request is its own only candidate

@@ -13,9 +13,11 @@ from recstack.errors import ConfigError, unknown
 
 
 class Pooling(nn.Module):
-    """``forward(query [R, L, W] | None, sequence [R, T, W], mask [R, T]) → [R, W]``, or ``[R, L, W]`` if `targeted`.
+    """``forward(query, sequence [R, T, W], mask [R, T]) → [R, W]``.
 
-    `width` is the width of what comes out; an empty history gives zeros.
+    One that is `targeted` is asked ``forward(query [R, L, W], sequence, mask, candidates)`` and gives ``[R, L, W]``;
+    `candidates` ``[R, L]`` says which are live, None that all are. For the others `query` is None. `width` is the width of
+    what comes out; an empty history gives zeros.
     """
 
     targeted = False  # whether the result depends on the target item

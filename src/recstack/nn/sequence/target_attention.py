@@ -24,7 +24,7 @@ class TargetAttention(Pooling):
     Args:
         width: of queries and steps.
         hidden: of the MLP; (36,) in the paper.
-        activation: "dice" in the paper; its statistics are taken over live pairs only.
+        activation: "dice" in the paper; its statistics are taken over live pairs of candidate and step only.
         softmax: normalise the weights over the live steps.
     """
 
@@ -39,15 +39,17 @@ class TargetAttention(Pooling):
             layers += [linear(before, size), make_activation(activation, size)]
         self.score = nn.Sequential(*layers, linear(hidden[-1], 1))
 
-    def forward(self, query: Tensor, sequence: Tensor, mask: Tensor) -> Tensor:
-        """``query [..., L, W], sequence [..., T, W], mask [..., T] → [..., L, W]``."""
+    def forward(self, query: Tensor, sequence: Tensor, mask: Tensor, candidates: Tensor | None = None) -> Tensor:
+        """``query [..., L, W], sequence [..., T, W], mask [..., T], candidates [..., L] → [..., L, W]``."""
         wq, wh, wd, wp = self.first.weight.split(self.width, 1)
         of_query = F.linear(query, wq + wd, self.first.bias).unsqueeze(-2)  # [..., L, 1, H]
         of_step = F.linear(sequence, wh - wd).unsqueeze(-3)  # [..., 1, T, H]
         of_both = F.linear(query.unsqueeze(-2) * sequence.unsqueeze(-3), wp)  # [..., L, T, H]
         hidden = of_query + of_step + of_both
         live = mask.unsqueeze(-2).expand(hidden.shape[:-1])
-        packed = live if has_statistics(self.score) else None
+        packed = None
+        if has_statistics(self.score):
+            packed = live if candidates is None else live & candidates.unsqueeze(-1)
         score = on_live_rows(self.score, hidden, packed, 1).squeeze(-1)  # [..., L, T]
         if self.softmax:
             score = score.masked_fill(~live, torch.finfo(score.dtype).min).softmax(-1)
