@@ -224,19 +224,12 @@ class Inputs(nn.Module):
     def history_ids(self, batch: Batch, name: str) -> Tensor:
         """Item ids of a history's steps ``[R, T]``, oldest first, left aligned, 0 where nothing is; of either spelling."""
         key = self.schema.feature(name).of[0]  # type: ignore[attr-defined]
-        ids, offsets = self._column(batch, f"{key}@{name}"), batch.get(f"{name}@offsets")
+        ids, offsets = column(batch, f"{key}@{name}"), batch.get(f"{name}@offsets")
         return ids if offsets is None else padded(ids, offsets)
 
     # -- columns ------------------------------------------------------------------------------------------------------
-    def _column(self, batch: Batch, key: str) -> Tensor:
-        if key not in batch:
-            raise DataError(
-                f"The batch has no column {key!r}, which the schema declares. Columns: {', '.join(sorted(batch))}."
-            )
-        return batch[key]
-
     def _plain(self, batch: Batch, f: Feature) -> Tensor:
-        value = self._column(batch, f.name)
+        value = column(batch, f.name)
         if isinstance(f, Vector):
             return value
         value = value.unsqueeze(-1)
@@ -246,7 +239,7 @@ class Inputs(nn.Module):
         return torch.cat([value if p == 1 else value.sign() * value.abs() ** p for p in powers], -1)
 
     def _ask(self, batch: Batch, f: Feature) -> Ask:
-        ids, offsets = self._column(batch, f.name), batch.get(f"{f.name}@offsets")
+        ids, offsets = column(batch, f.name), batch.get(f"{f.name}@offsets")
         if offsets is None:
             return Ask(f.table_name, ids)  # type: ignore[attr-defined]
         if f.pooling == "max":  # type: ignore[attr-defined]
@@ -254,7 +247,7 @@ class Inputs(nn.Module):
         return Ask(f.table_name, ids, offsets, f.pooling == "mean")  # type: ignore[attr-defined]
 
     def _ask_step(self, batch: Batch, h: History, f: Feature) -> Ask:
-        ids, offsets = self._column(batch, f"{f.name}@{h.name}"), batch.get(f"{h.name}@offsets")
+        ids, offsets = column(batch, f"{f.name}@{h.name}"), batch.get(f"{h.name}@offsets")
         if offsets is None:
             return Ask(f.table_name, ids)  # type: ignore[attr-defined]
         block = dict(self.poolings.items()).get(h.name)
@@ -273,6 +266,15 @@ class Inputs(nn.Module):
             if f.role not in (*CANDIDATE_ROLES, "history") and f.name in batch and not is_multi(f):
                 return (batch[f.name].shape[0], -1)
         return None
+
+
+def column(batch: Batch, key: str) -> Tensor:
+    """A column of a batch. Raises DataError, naming it, where the batch lacks it."""
+    if key not in batch:
+        raise DataError(
+            f"The batch has no column {key!r}, which the schema declares. Columns: {', '.join(sorted(batch))}."
+        )
+    return batch[key]
 
 
 def padded(values: Tensor, offsets: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from recstack import bundle
 from recstack.candidates import Candidates
 from recstack.errors import BundleError, ConfigError, DataError, SchemaError
 from recstack.features import tasks
+from recstack.features.inputs import column
 from recstack.schema import Schema
 
 if TYPE_CHECKING:
@@ -305,14 +306,15 @@ class Retriever(Recommends, Model):
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The score of each candidate, as the logit of every task: ``{task: [R, L]}``."""
+        """The score of each candidate, as the logit of every task: ``{task: float32 [R, L]}``."""
         users = self.user_vectors(batch)
-        ids = batch[self.schema.item]  # type: ignore[index]
-        items = {f.name: batch[f.name] for f in self.schema.by_role("item")}
+        ids = column(batch, self.schema.item)  # type: ignore[arg-type]  # a retriever's schema has items
+        items = {f.name: batch[f.name] for f in self.schema.by_role("item") if f.name in batch}
         items |= {f"{n}@offsets": batch[f"{n}@offsets"] for n in items if f"{n}@offsets" in batch}
         flat = {n: v.flatten(0, 1) if v.dim() >= 2 and v.shape[:2] == ids.shape else v for n, v in items.items()}
         vectors = self.item_vectors(flat).view(*ids.shape, -1)
-        score = torch.einsum("rkd,rld->rlk", users.float(), vectors.float()).amax(-1)
+        with torch.autocast(users.device.type, enabled=False):
+            score = torch.einsum("rkd,rld->rlk", users.float(), vectors.float()).amax(-1)
         names = [t.name for t in self.schema.tasks] or ["score"]
         return dict.fromkeys(names, score)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from recstack import losses
 from recstack.features import Inputs
+from recstack.features.inputs import column
 from recstack.features.tasks import target
 from recstack.models.base import Retriever
 from recstack.nn.mlp import MLP
@@ -95,27 +96,27 @@ class DSSM(Retriever):
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """In-batch softmax of the positives. Rows without a positive, and items out of vocabulary, count nothing."""
-        ids = batch[self.schema.item].long()  # type: ignore[index]
+        ids = column(batch, self.schema.item).long()  # type: ignore[arg-type]
         users, items = self.user_vectors(batch), self._items(batch, ids)
         label, where, weight = target(batch, self.schema, self.schema.tasks[0])
         positive = where & (label > 0) & (ids > 1)
-        row, column = positive.nonzero(as_tuple=True)
+        row, place = positive.nonzero(as_tuple=True)
         drawn = where & (label == 0) & (ids > 1)
         if self.training:
-            self.drawn.index_add_(0, ids[row, column], torch.ones(len(row)))
+            self.drawn.index_add_(0, ids[row, place], torch.ones(len(row)))
         n, m, size = len(row), int(drawn.sum()), self.drawn.shape[0] - 2
         share = (self.drawn + 1) / (self.drawn.sum() + size)
         log_q = ((n * share + m / size) / max(n + m, 1)).log()
         other = ids[drawn]
         value = losses.in_batch_softmax(
             users[row],
-            items[row, column],
-            ids[row, column],
-            log_q=log_q[ids[row, column]],
+            items[row, place],
+            ids[row, place],
+            log_q=log_q[ids[row, place]],
             extra_item=items[drawn],
             extra_ids=other,
             extra_log_q=log_q[other],
-            weight=None if weight is None else weight[row, column],
+            weight=None if weight is None else weight[row, place],
         )
         return {"softmax": value}
 
