@@ -40,6 +40,8 @@ class PRM(Reranker):
         width: of the transformer.
         layers, heads: of the transformer; hidden: of its position-wise network.
         max_list: positions that have an embedding of their own; later ones share the last.
+        history: how each history becomes one vector beside an item's others, as `features.Inputs` takes it: "mean",
+            "sum", "max", "last", "attention" or a `Pooling` class.
         dropout: in the transformer.
 
     Pei et al., RecSys 2019, https://arxiv.org/abs/1904.06813

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from recstack import losses
 from recstack.errors import ConfigError
 from recstack.features import Inputs
+from recstack.features.inputs import column
 from recstack.features.tasks import target
 from recstack.models.base import Retriever
 from recstack.nn.sequence.transformer import TransformerLayer
@@ -39,7 +40,8 @@ class SASRec(Retriever):
         dim: width of items and states.
         layers, heads: of the transformer; 2 and 1 in the paper.
         dropout: of embeddings and layers; 0.2 for MovieLens, 0.5 for sparse data.
-        loss: "softmax", "bce" or "gbce"; the latter two draw `negatives` per step.
+        loss: "softmax", "bce" or "gbce".
+        negatives: items drawn per step, uniformly, by "bce" and "gbce"; the softmax draws none.
 
     Kang and McAuley, ICDM 2018, https://arxiv.org/abs/1808.09781
 
@@ -109,7 +111,7 @@ class SASRec(Retriever):
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The next item at every step. The target of the last step is the first candidate, if its label is positive."""
         x, mask = self.states(batch)
-        item = batch[self.schema.item]  # type: ignore[index]
+        item = column(batch, self.schema.item)  # type: ignore[arg-type]
         ids = self.inputs.history_ids(batch, self.history.name)
         following = torch.cat([ids[:, 1:], ids.new_zeros(len(ids), 1)], 1)
         last = (mask.sum(-1, keepdim=True) - 1).clamp(min=0)
