@@ -45,7 +45,7 @@ class Cascade:
     later ones are "pre_ranker" and "ranker"), and a Vector ``hidden_ranker``, the ranker's last hidden layer.
 
     >>> import recstack as rs
-    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small(items=200))
     >>> cascade = rs.Cascade([rs.retrieval.Popularity()], rules=[rs.rules.CategoryCap("category", 3)]).fit(train)
     >>> len(cascade.recommend(train.events["user_id"][0], k=5))
     5
@@ -358,12 +358,24 @@ class Cascade:
         return page
 
     def context(self, k: int) -> PageContext:
-        """What rules may know: item columns by id, and the vectors of the first retriever that has some."""
+        """What rules may know: item columns by id, and item vectors.
+
+        The vectors are those of the first retriever that has some, else the item embeddings of the first ranking stage.
+        """
         catalog = self.encoder.catalog
         if self._attributes is None:
             self._attributes = {n: v for n, v in catalog.batch(np.arange(catalog.size)).items() if v.dim() == 1}
         learned = next((r for r in self.retrievers if hasattr(r, "catalog_vectors")), None)
-        return PageContext(k, None if learned is None else learned.catalog_vectors(), self._attributes)
+        return PageContext(k, self._embeddings() if learned is None else learned.catalog_vectors(), self._attributes)
+
+    def _embeddings(self) -> Tensor | None:
+        """``[N, D]`` by item id, of the first of ranker, pre-ranker and re-ranker that embeds the item key."""
+        key = self.encoder.schema.feature(self.encoder.schema.item).table_name
+        for model in (self.ranker, self.pre_ranker, self.reranker):
+            tables = getattr(getattr(model, "inputs", None), "tables", None)
+            if tables is not None and key in tables.home:
+                return tables.by_id(key).detach()
+        return None
 
     def requests(self, users: Any) -> Requests:
         """Raw user ids as requests of this moment."""

@@ -125,6 +125,11 @@ class Tables(ByName):
         arena: Arena = self[self.home[table]]  # type: ignore[assignment]
         return arena.tables(arena.weight)[table]
 
+    def by_id(self, table: str) -> Tensor:
+        """The table ``[size, D]`` by id, without a copy: row 0 is what lies before it, for padding has no vector."""
+        arena: Arena = self[self.home[table]]  # type: ignore[assignment]
+        return arena.weight[arena.start[table] :][: arena.sizes[table]]
+
     def gather(self, asks: list[Ask]) -> list[Tensor]:
         """The vectors asked for, ``[*ids.shape, D]`` or ``[bags, D]``: one gather per arena and kind of pooling."""
         out: list[Tensor | None] = [None] * len(asks)

@@ -1,0 +1,53 @@
+"""What rules are told of items, whichever stages there are."""
+
+import pytest
+import torch
+
+import recstack as rs
+
+
+@pytest.fixture(scope="module")
+def world():
+    train, _, _ = rs.split.by_time(rs.simulator.small(items=80))
+    return train, rs.Encoder(train.schema).fit(train)
+
+
+def fitted(world, **stages) -> rs.Cascade:
+    """Stages that are called fitted keep their first weights."""
+    for model in stages.values():
+        model.fitted = True
+        model.eval()
+    return rs.Cascade([rs.retrieval.Popularity()], rules=[rs.rules.MMR(0.5)], **stages).fit(world[0])
+
+
+def test_without_a_learned_retriever_items_have_the_vectors_of_the_ranker(world):
+    schema = world[1].schema
+    ranker = rs.ranking.DIN(schema, dim=4, hidden=(8,))
+    cascade = fitted(world, ranker=ranker, pre_ranker=rs.pre_ranking.COLD(schema, dim=6))
+    size = world[1].catalog.size
+    ids = torch.arange(size)
+    table = ranker.inputs.tables.weight(schema.feature(schema.item).table_name)
+    by_hand = torch.stack([table[i - 1] / table[i - 1].norm() for i in range(1, size)])
+    found = cascade.context(5).vectors_of(ids)
+    assert not found[0].any()
+    torch.testing.assert_close(found[1:], by_hand)
+    with torch.no_grad():
+        table.mul_(-1)  # later training is seen
+    torch.testing.assert_close(cascade.context(5).vectors_of(ids)[1:], -by_hand)
+    assert len(cascade.recommend(world[0].events["user_id"][0], k=5)) == 5
+
+
+def test_a_learned_retriever_goes_first(world):
+    schema = world[1].schema
+    tower = rs.retrieval.DSSM(schema, dim=4, hidden=(8, 3)).fit(world[0], epochs=1, progress=False)
+    ranker = rs.ranking.DIN(schema, dim=4, hidden=(8,))
+    ranker.fitted = True
+    cascade = rs.Cascade([rs.retrieval.Popularity(), tower], ranker=ranker.eval()).fit(world[0])
+    assert torch.equal(cascade.context(5).vectors, tower.catalog_vectors())
+
+
+def test_with_no_vectors_at_all_the_rule_says_so(world):
+    for stages in ({}, {"ranker": rs.ranking.LR(world[1].schema)}):
+        cascade = fitted(world, **stages)
+        with pytest.raises(rs.ConfigError, match="This rule compares item vectors, and the page has none"):
+            cascade.recommend(world[0].events["user_id"][0])
