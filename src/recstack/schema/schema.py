@@ -246,7 +246,7 @@ class Schema:
 
     # -- checks -------------------------------------------------------------------------------------------------------
     def _key(self, role: str) -> str | None:
-        single = (f for f in self.features if f.role == role and isinstance(f, Categorical) and not f.multi)
+        single = (f for f in self.features if isinstance(f, Categorical) and f.role == role and not f.multi)
         return next((f.name for f in single), None)
 
     def _check_features(self) -> None:
@@ -295,6 +295,9 @@ class Schema:
                 )
 
     def _check_tasks(self) -> None:
+        for t in self.tasks:
+            if not isinstance(t, Task):
+                raise SchemaError(f'A schema\'s tasks are Tasks, such as Task("click"); got {t!r}.')
         names = [t.name for t in self.tasks]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
