@@ -292,7 +292,13 @@ class Log:
             if self.implicit and history.where in columns:
                 return np.ones(len(self), bool)
             raise unknown(f"column in where= of History {history.name!r}", column, self.events.columns, SchemaError)
-        return self.events.select((pl.col(column) == 1).fill_null(False)).to_series().to_numpy()
+        label = self.events[column]
+        if not (label.dtype.is_numeric() or label.dtype in (pl.Boolean, pl.Null)):
+            raise DataError(
+                f"Column {column!r} holds {label.dtype}, and History {history.name!r} takes the events where it is 1; "
+                "make it 0 and 1."
+            )
+        return (label.cast(pl.Float64) == 1).fill_null(False).to_numpy()
 
     # -- own ----------------------------------------------------------------------------------------------------------
     def _with(self, events: pl.DataFrame) -> Log:
