@@ -32,6 +32,7 @@ from .models import ranking as ranking
 from .models import reranking as reranking
 from .models import retrieval as retrieval
 from .models.base import load as load
+from .models.profiles import ProfileEncoder as ProfileEncoder
 from .schema import Categorical as Categorical
 from .schema import History as History
 from .schema import Numeric as Numeric
