@@ -245,7 +245,7 @@ def test_an_empty_history_is_scored_and_a_missing_one_is_named(trained):
 
 
 def test_ids_past_the_vocabulary_are_stopped_where_ids_come_in(trained):
-    """The Encoder never makes one. Ids that a program hands over itself are checked by the item store and by decode."""
+    """The Encoder never makes one. Ids that a program hands over itself are checked by item store, decode and models."""
     size = trained.encoder.catalog.size
     assert trained.encoder.encode_values("item_id", [2**40, -5]).max() < size
     with pytest.raises(rs.DataError, match=rf"Item id {size} is outside the catalog's \[0, {size}\); encode raw ids"):
@@ -254,6 +254,14 @@ def test_ids_past_the_vocabulary_are_stopped_where_ids_come_in(trained):
         trained.encoder.catalog.batch(torch.tensor([-1]))
     with pytest.raises(rs.DataError, match=f"Id {size + 9} is past the vocabulary of 'item_id', which has {size} ids"):
         trained.encoder.decode("item_id", np.array([2, size + 9]))
+    batch = trained.encoder.encode(trained.log).batch(slice(150, 160))
+    for column, ids in (("item_id", size), ("genre", -1), ("hour", 2**31 - 1), ("item_id@clicked", size + 1)):
+        spoiled = torch.full_like(batch[column], ids)
+        own = trained.encoder.schema.feature(column.split("@")[0]).size
+        with pytest.raises(
+            rs.DataError, match=f"Column '{column}' holds id {ids}, and its table has {own} ids, from 0"
+        ):
+            trained.ranker(batch | {column: spoiled})
 
 
 def test_a_column_missing_from_a_batch_is_named(trained):

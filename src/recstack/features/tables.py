@@ -116,7 +116,7 @@ class Tables(ByName):
             own = (arenas or {}).get(table)
             self.home[table] = f"{dims[table]}" if own is None else f"{own}_{dims[table]}"
             groups.setdefault(self.home[table], {})[table] = size
-        self.dims = dict(dims)
+        self.sizes, self.dims = dict(sizes), dict(dims)
         for key, members in groups.items():
             self[key] = Arena(members, dims[next(iter(members))], std)
 
@@ -128,7 +128,7 @@ class Tables(ByName):
     def by_id(self, table: str) -> Tensor:
         """The table ``[size, D]`` by id, without a copy: row 0 is what lies before it, for padding has no vector."""
         arena: Arena = self[self.home[table]]  # type: ignore[assignment]
-        return arena.weight[arena.start[table] :][: arena.sizes[table]]
+        return arena.weight[arena.start[table] :][: self.sizes[table]]
 
     def gather(self, asks: list[Ask]) -> list[Tensor]:
         """The vectors asked for, ``[*ids.shape, D]`` or ``[bags, D]``: one gather per arena and kind of pooling."""
