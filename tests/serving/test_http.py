@@ -523,4 +523,4 @@ def test_answers_are_the_same_from_several_threads(saved):
             return [answer.json() for answer in answers]
 
     assert asyncio.run(ask(True)) == asyncio.run(ask(False))
-    assert torch.get_num_threads() == 1
+    assert asyncio.run(made.state.pool.run(torch.get_num_threads)) == 1

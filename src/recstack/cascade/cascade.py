@@ -210,7 +210,7 @@ class Cascade:
         known = {n: torch.cat([b[1][n] for b in blocks]) for n in blocks[0][1]}
         for name, value in known.items():
             self.scales.setdefault(name, _scale(value[ids > 0]))
-        known = self._scaled(known)
+        known = self.scaled(known)
         labels = {}
         for task in model.schema.tasks:
             if task.derived:
@@ -242,7 +242,7 @@ class Cascade:
                 self.scales.setdefault(name, _scale(value[found.mask]))
         labels = {t.column: hit.float() for t in model.schema.tasks if t.kind == "binary" and not t.derived}
         labels |= {t.column: torch.full(hit.shape, torch.nan) for t in model.schema.tasks if t.kind != "binary"}
-        return CandidateLists(columns, rows, found, labels, self._scaled(known), model.schema), found.scores
+        return CandidateLists(columns, rows, found, labels, self.scaled(known), model.schema), found.scores
 
     def requests_of(self, columns: Columns, rows: np.ndarray, past: Columns) -> Requests:
         """The requests at these rows of `columns`; what `past` holds of each user counts as seen."""
@@ -257,8 +257,8 @@ class Cascade:
         if stage == "ranker" and self.pre_ranker is not None and "score_pre_ranker" in wanted:
             found = Candidates(ids, torch.zeros(ids.shape))
             model = self.pre_ranker
-            batch = stage_batch(model.schema, requests.batch, found, self.encoder.catalog, self._scaled(known))
-            known["score_pre_ranker"] = self._logits(model, batch, "pre_ranker")[0]
+            batch = stage_batch(model.schema, requests.batch, found, self.encoder.catalog, self.scaled(known))
+            known["score_pre_ranker"] = self.logits(model, batch, "pre_ranker")[0]
         return known
 
     def _asked(self) -> list[Any]:
@@ -267,7 +267,8 @@ class Cascade:
         wanted = {f.name for m in models for f in m.schema.by_role("pair")}
         return [r for r in self.retrievers if f"score_{r.name}" in wanted]
 
-    def _scaled(self, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def scaled(self, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Scores of earlier stages as later models read them: logarithmic, of mean 0 and deviation 1 in training."""
         out = {}
         for name, value in known.items():
             if name in self.scales:
@@ -305,8 +306,8 @@ class Cascade:
             if model is None:
                 continue
             with _timed(trace, name):
-                batch = stage_batch(model.schema, requests.batch, found, self.encoder.catalog, self._scaled(known))
-                logit, hidden = self._logits(model, batch, name)
+                batch = stage_batch(model.schema, requests.batch, found, self.encoder.catalog, self.scaled(known))
+                logit, hidden = self.logits(model, batch, name)
                 known[f"score_{name}"] = logit
                 if hidden is not None:
                     known["hidden_ranker"] = hidden
@@ -320,7 +321,8 @@ class Cascade:
                 trace["stages"].append((name, found))
         return found, known
 
-    def _logits(self, model: Model, batch: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | None]:
+    def logits(self, model: Model, batch: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | None]:
+        """The ranking task's logits ``[R, L]`` of stage `name`, and the ranker's hidden layer where the re-ranker reads it."""
         wants = name == "ranker" and self.reranker is not None
         wants = wants and any(f.name == "hidden_ranker" for f in self.reranker.schema.by_role("pair"))  # type: ignore[union-attr]
         task = self.task or model.schema.tasks[0].name
@@ -340,8 +342,8 @@ class Cascade:
         if self.reranker is not None:
             with _timed(trace, "reranker"):
                 model = self.reranker
-                batch = stage_batch(model.schema, requests.batch, found, self.encoder.catalog, self._scaled(known))
-                found = found.rescore(self._logits(model, batch, "reranker")[0], "reranker").top()
+                batch = stage_batch(model.schema, requests.batch, found, self.encoder.catalog, self.scaled(known))
+                found = found.rescore(self.logits(model, batch, "reranker")[0], "reranker").top()
             if trace is not None:
                 trace["stages"].append(("reranker", found))
         context = self.context(k)
@@ -387,10 +389,10 @@ class Cascade:
         """The page of a user (raw id): ``[{"item", "score", "probability", "sources"}, ...]``; of several, a list of pages."""
         several = isinstance(users, list | tuple | np.ndarray)
         page = self.pages(self.requests(list(users) if several else [users]), k)
-        rows = self._rows(page)
+        rows = self.rows(page)
         return rows if several else rows[0]
 
-    def _rows(self, found: Candidates) -> list[list[dict[str, Any]]]:
+    def rows(self, found: Candidates) -> list[list[dict[str, Any]]]:
         """Candidates as plain rows, raw item ids and each stage's score."""
         key = self.encoder.schema.item
         raw = self.encoder.decode(key, found.ids.reshape(-1).numpy())
@@ -419,7 +421,7 @@ class Cascade:
         page = self.pages(self.requests([user]), k, trace)
         stages, before = [], None
         for name, found in trace["stages"]:
-            rows = self._rows(found)[0]
+            rows = self.rows(found)[0]
             here = {row["item"] for row in rows}
             parallel = name in self.names
             dropped = 0 if before is None or parallel or name == "merged" else len(before - here)
@@ -428,7 +430,7 @@ class Cascade:
             stages.append({"name": name, "seconds": seconds, "kept": len(rows), "dropped": dropped, "items": items})
             if not parallel:
                 before = here
-        return {"user": user, "page": self._rows(page)[0], "stages": stages}
+        return {"user": user, "page": self.rows(page)[0], "stages": stages}
 
     def evaluate(self, test: Log | Columns, past: Log | Columns | None = None, **options: Any) -> Any:
         """The funnel on held-out events: see `recstack.cascade.evaluation.evaluate`."""

@@ -1,10 +1,8 @@
-"""Scores of given candidates, popular items for strangers, and the user side of a tower once per request."""
+"""Scores of given candidates, and popular items for strangers."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -14,35 +12,7 @@ from recstack.candidates import Candidates
 from recstack.cascade import Cascade
 from recstack.cascade.lists import stage_batch
 from recstack.data.profiles import Profiles, Requests
-from recstack.models.base import Retriever
 from recstack.models.retrieval.popularity import Popularity
-
-_request = threading.local()  # .users: {retriever: user vectors} while one request is answered
-
-
-@contextmanager
-def one_request() -> Iterator[None]:
-    """Within it, a retriever prepared by `remember_users` computes its user vectors once; there is one user only."""
-    _request.users = {}
-    try:
-        yield
-    finally:
-        del _request.users
-
-
-def remember_users(retriever: Retriever) -> None:
-    """Retrieval and the scores that later stages read both ask for the user's vectors; make the second time free."""
-    compute = retriever.user_vectors
-
-    def user_vectors(batch: Mapping[str, Tensor]) -> Tensor:
-        known = getattr(_request, "users", None)
-        if known is None:
-            return compute(batch)
-        if id(retriever) not in known:
-            known[id(retriever)] = compute(batch)
-        return known[id(retriever)]
-
-    retriever.user_vectors = user_vectors  # type: ignore[method-assign]
 
 
 @torch.no_grad()
@@ -66,10 +36,10 @@ def score(
         model = getattr(cascade, name)
         if model is None:
             continue
-        batch = stage_batch(model.schema, requests.batch, found, cascade.encoder.catalog, cascade._scaled(known))
+        batch = stage_batch(model.schema, requests.batch, found, cascade.encoder.catalog, cascade.scaled(known))
         columns = {f.name for f in model.schema.by_role("item", "pair")}
         batch |= {n: v for n, v in (items or {}).items() if n in columns}
-        out[name] = known[f"score_{name}"] = cascade._logits(model, batch, name)[0]
+        out[name] = known[f"score_{name}"] = cascade.logits(model, batch, name)[0]
     if cascade.calibrator is not None:
         out["probability"] = cascade.calibrator.probability(out["ranker"])
     return out

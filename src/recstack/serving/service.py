@@ -105,7 +105,6 @@ class Service:
                 stage.eval()
             if isinstance(stage, Retriever):
                 stage.catalog_vectors()
-                ranking.remember_users(stage)
         some = self.profiles.users[:1]
         if some:
             self.cascade.pages(self.profiles.requests(some), 1)
@@ -117,9 +116,8 @@ class Service:
         requests, known = self._requests(user, context)
         trace: Row = {"stages": [], "seconds": {}}
         page: list[Row] = []
-        with ranking.one_request():
-            if known or context is not None:
-                page = self.cascade._rows(self.cascade.pages(requests, k, trace))[0]
+        if known or context is not None:
+            page = self.cascade.rows(self.cascade.pages(requests, k, trace))[0]
         for stage, seconds in trace["seconds"].items():
             self.metrics.observe("stage_seconds", seconds, stage=stage)
         fallback = not page
@@ -136,8 +134,7 @@ class Service:
         started = time.perf_counter()
         answer: Row = {"page": [], "stages": []}
         if known:
-            with ranking.one_request():
-                answer = self.cascade.explain(user, k)
+            answer = self.cascade.explain(user, k)
         fallback = not answer["page"]
         if fallback:
             page = self._popular(requests, k)
@@ -177,8 +174,7 @@ class Service:
             items, ids, tensors = self._rows_of(rows)
         else:
             ids = self._item_ids(items)
-        with ranking.one_request():
-            found = ranking.score(self.cascade, requests, torch.from_numpy(ids)[None], tensors)
+        found = ranking.score(self.cascade, requests, torch.from_numpy(ids)[None], tensors)
         chance = found.pop("probability", None)
         best = found[next(reversed(found))][0].tolist()
         sources = {name: value[0].tolist() for name, value in found.items()}
@@ -379,7 +375,7 @@ class Service:
 
     def _popular(self, requests: Requests, k: int) -> list[Row]:
         page = ranking.popular_page(self.cascade, self.popular, requests, k)
-        rows = self.cascade._rows(page)[0]
+        rows = self.cascade.rows(page)[0]
         return [{"item": row["item"], "score": row["score"], "sources": {"popular": row["score"]}} for row in rows]
 
     def _count_page(self, known: bool, fallback: bool, page: list[Row]) -> None:
