@@ -86,7 +86,7 @@ import asyncio, sys
 from recstack.serving import app
 made = app({str(saved)!r})
 print(made.state.service.recommend(made.state.service.profiles.users[0], 3)["known"])
-print(*[m for m in ("recstack.training", "pandas", "sklearn", "matplotlib") if m in sys.modules])
+print(*[m for m in ("recstack.training", "pandas", "sklearn", "matplotlib", "polars", "narwhals", "pyarrow") if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
