@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def models(stage: str | None = None) -> list[Entry]:
     """
     if stage is not None and stage not in STAGES:
         raise unknown("stage", stage, STAGES)
-    entries = [e for one in ([stage] if stage else STAGES) for path in files(one) for e in read(path)]
+    paths = [path for one in ([stage] if stage else STAGES) for path in files(one)]
+    entries = [e for path in paths for e in _read(path, path.stat().st_mtime_ns)]
     return sorted(entries, key=lambda e: (list(STAGES).index(e.stage), e.name.lower()))
 
 
@@ -91,6 +93,12 @@ def model(name: str) -> Entry:
         if entry.name.lower() == name.lower():
             return entry
     raise unknown("model", name, [e.name for e in models()])
+
+
+@cache
+def _read(path: Path, changed: int) -> list[Entry]:
+    """`read`, once for each state of a file."""
+    return read(path)
 
 
 def files(stage: str) -> list[Path]:
