@@ -214,6 +214,7 @@ def test_saving_loses_nothing(tmp_path, known):
     assert two.network.noise == 0.3
 
 
+@pytest.mark.slow
 def test_serving_needs_no_training_code(tmp_path, profile):
     row = {"age": "20s", "gender": "f", "city": "Bern", "income": 31.0}
     path = profile.save(tmp_path / "profile")

@@ -152,11 +152,13 @@ class ProfileEncoder:
         for name in names:
             if log.place(name) is None:
                 raise unknown("column for user feature", name, log.events.columns, SchemaError)
-        key, frame = log.schema.user, log.events
+        frame = log.events
         if elsewhere := [n for n in names if log.place(n) == "users"]:
-            frame = frame.join(log.frame("users").select(key, *elsewhere), on=key, how="left", maintain_order="left")
-        if distinct and key is not None:
-            frame = frame.unique(key, keep="last", maintain_order=True)
+            rows = _series("row", log.rows_of("users"))
+            users = log.frame("users").select(elsewhere)
+            frame = frame.with_columns(users[name].gather(rows.set(rows < 0, None)) for name in elsewhere)
+        if distinct and log.has(log.schema.user):
+            frame = frame.unique(log.schema.user, keep="last", maintain_order=True)
         return frame.select(names)
 
     def _network(self, encoder: Encoder) -> RowAutoencoder:
@@ -243,7 +245,7 @@ def _id_names(encoder: Encoder) -> list[str]:
     return [f.name for f in encoder.schema.features if getattr(f, "size", None) is not None]
 
 
-def _series(name: str, vectors: np.ndarray) -> pl.Series:
+def _series(name: str, values: np.ndarray) -> pl.Series:
     import polars as pl
 
-    return pl.Series(name, vectors, dtype=pl.Array(pl.Float32, vectors.shape[1]))
+    return pl.Series(name, values)  # rows of a matrix become an Array column
