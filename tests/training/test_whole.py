@@ -1,5 +1,7 @@
 """From a raw log to a trained model: encoder, Loader, tables, tasks and Trainer together."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -142,3 +144,25 @@ def test_bf16_and_accumulation_learn_too():
     )
     t.fit(train)
     assert t.evaluate(log(300, 1))["click/auc"] > 0.8
+
+
+def test_a_papers_options_are_those_of_fit_unless_told_otherwise():
+    class Papers(DeepFM):
+        trainer: ClassVar = {"batch_size": 50, "epochs": 2, "progress": False}
+
+    train = log()
+    schema = Encoder(train.schema).fit(train).schema
+    assert Papers(schema).fit(train).trained.steps == 2 * 600 / 50
+    assert Papers(schema).fit(train, batch_size=100).trained.steps == 2 * 600 / 100
+
+
+def test_fit_goes_on_from_a_checkpoint(tmp_path):
+    train = log()
+    whole, begun, resumed = model(train), model(train), model(train, seed=1)
+    whole.fit(train, **options(epochs=3))
+    begun.fit(train, checkpoint=tmp_path / "run", **options(epochs=1))
+    resumed.fit(train, resume=True, checkpoint=tmp_path / "run", **options(epochs=3))
+    assert [e["epoch"] for e in resumed.trained.epochs] == [1, 2, 3]
+    assert equal(weights(resumed), weights(whole))
+    with pytest.raises(ConfigError, match="resume=True needs checkpoint="):
+        whole.fit(train, resume=True, **options())

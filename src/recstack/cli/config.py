@@ -162,11 +162,11 @@ def template(name: str) -> str:
     if not is_counted(cls):
         from recstack.training import Trainer
 
-        lines += ["trainer:", *_defaults(Trainer, OWN_TRAINER)]
+        lines += ["trainer:", *_defaults(Trainer, OWN_TRAINER, getattr(cls, "trainer", {}))]
     return "\n".join([*lines, f"out: runs/{entry.name.lower()}", ""])
 
 
-def _defaults(cls: type, leave: Iterable[str]) -> list[str]:
+def _defaults(cls: type, leave: Iterable[str], instead: Mapping[str, Any] | None = None) -> list[str]:
     said = explained(cls.__doc__ or "")
     lines = []
     for name, parameter in inspect.signature(cls).parameters.items():
@@ -174,7 +174,7 @@ def _defaults(cls: type, leave: Iterable[str]) -> list[str]:
             continue
         comment = f"  # {said[name]}" if name in said else ""
         try:
-            value = json.dumps(parameter.default)
+            value = json.dumps((instead or {}).get(name, parameter.default))
         except TypeError:  # a class or function: left at its default, since no file can spell it
             continue
         lines.append(f"  {name}: {value}{comment}")

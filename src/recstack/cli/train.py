@@ -101,27 +101,15 @@ def _fitted(
             return model.fit(_encoded(source.train, source)), None
     torch.manual_seed(trainer.get("seed", 0))  # the weights it starts from
     model = cls(source.encoder.schema, **options)
-    from recstack.data import Profiles
-    from recstack.models.base import Retriever
-    from recstack.training import Trainer
-
     if not resume and checkpoints.is_dir() and any(checkpoints.iterdir()):
         raise TrainingError(
             f"{str(checkpoints)!r} holds the checkpoint of a run that did not end; --resume goes on from it, and a new "
             "run needs another --out or that folder removed."
         )
-    loop = Trainer(model, checkpoint=checkpoints, **trainer)
     with status("Encoding"):
         columns, valid = _encoded(source.train, source), _encoded(source.valid, source)
-    data = columns
-    if isinstance(model, Retriever):
-        if hasattr(model, "prepare"):
-            model.prepare(columns)  # type: ignore[operator]  # a graph is part of the model
-        data = model.training_columns(columns)
-    result = loop.fit(data, valid, resume=resume)
-    if isinstance(model, Retriever):
-        model.profiles = Profiles.build(columns)  # recommend takes raw ids
-    return model, result
+    model.fit(columns, valid, resume=resume, checkpoint=checkpoints, **trainer)
+    return model, model.trained
 
 
 def _encoded(rows: Any, source: sources.Source) -> Any:

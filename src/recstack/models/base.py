@@ -155,7 +155,9 @@ class Model(Saved, nn.Module):
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    trainer: ClassVar[dict[str, Any]] = {}  # options of rs.Trainer that the paper chose; `fit` takes them as defaults
     fitted = False  # set by the Trainer and by loading; a cascade trains only what is not
+    trained: Any = None  # the FitResult of the last `fit`
 
     def __init__(self, schema: Schema):
         super().__init__()
@@ -176,11 +178,11 @@ class Model(Saved, nn.Module):
         """``{task: probability, class probabilities or value}``, derived tasks included."""
         return tasks.predictions(self(batch), self.schema)
 
-    def fit(self, train: Any, valid: Any = None, **options: Any) -> Self:
-        """Train with `rs.Trainer(self, **options)`; a thin door to it."""
+    def fit(self, train: Any, valid: Any = None, *, resume: bool = False, **options: Any) -> Self:
+        """Train with ``rs.Trainer(self, **options).fit(train, valid, resume=resume)``; what it did is in `trained`."""
         from recstack.training import Trainer
 
-        Trainer(self, **options).fit(train, valid=valid)
+        self.trained = Trainer(self, **{**self.trainer, **options}).fit(train, valid, resume=resume)
         return self
 
     @torch.no_grad()
@@ -318,12 +320,15 @@ class Retriever(Recommends, Model):
         names = [t.name for t in self.schema.tasks] or ["score"]
         return dict.fromkeys(names, score)
 
-    def fit(self, train: Any, valid: Any = None, **options: Any) -> Self:
+    def fit(self, train: Any, valid: Any = None, *, resume: bool = False, **options: Any) -> Self:
         """Train, and keep the users' state so that `recommend` takes raw ids."""
         train = self._encoded(train)
         self._remember(train)
-        super().fit(self.training_columns(train), valid=valid, **options)
-        return self
+        self.prepare(train)
+        return super().fit(self.training_columns(train), valid, resume=resume, **options)
+
+    def prepare(self, train: Columns) -> None:
+        """Take from the training data what is no weight, such as a graph. Nothing, unless a model needs it."""
 
     def training_columns(self, train: Any) -> Any:
         """The requests that training needs; all of them, unless a model learns several events from one request."""

@@ -6,15 +6,16 @@ https://arxiv.org/abs/2002.02126
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack import losses
-from recstack.errors import DataError, SchemaError, TrainingError
+from recstack.errors import SchemaError, TrainingError
 from recstack.features import tasks
+from recstack.features.inputs import check_ids, column
 from recstack.models.base import Retriever
 from recstack.models.counting import user_items
 from recstack.nn.graph.propagation import Propagation
@@ -33,6 +34,7 @@ class LightGCN(Retriever):
         e_i^{l+1} = \sum_{u \in U_i} \frac{e_u^l}{\sqrt{|U_i|}\sqrt{|I_u|}}, \quad
         s(u, i) = \Big\langle \tfrac{1}{L+1} \sum_{l=0}^L e_u^l,\ \tfrac{1}{L+1} \sum_{l=0}^L e_i^l \Big\rangle
 
+    Trained with the paper's Adam, learning rate 0.001, batches of 2048 and one negative, unless `fit` is told otherwise.
     BPR over sampled negatives, plus :math:`\lambda / 2` times the squared length of :math:`e^0` of the batch's users and
     items, divided by the batch's requests. Every step propagates the whole graph, so large batches are cheaper; in eval
     the smoothed vectors are kept until the weights change.
@@ -59,6 +61,12 @@ class LightGCN(Retriever):
     """
 
     needs = ("user", "item")
+    trainer: ClassVar[dict[str, Any]] = {
+        "optimizer": ("adam", {"fused": True}),
+        "lr": 1e-3,
+        "batch_size": 2048,
+        "negatives": 1,
+    }
 
     def __init__(
         self,
@@ -86,13 +94,6 @@ class LightGCN(Retriever):
         users = user_items(train)
         self.propagation.connect(torch.from_numpy(users.offsets), torch.from_numpy(users.columns))
         self._smoothed = None
-
-    def fit(self, train: Any, valid: Any = None, **options: Any) -> Self:
-        """Train on the graph of `train`; by default with the paper's Adam, 0.001, batches of 2048 and one negative."""
-        train = self._encoded(train)
-        self.prepare(train)
-        paper = {"optimizer": ("adam", {"fused": True}), "lr": 1e-3, "batch_size": 2048, "negatives": 1}
-        return super().fit(train, valid, **(paper | options))
 
     def smoothed(self) -> tuple[Tensor, Tensor]:
         """Embeddings after propagation, by id; without gradients they are kept until the weights change."""
@@ -137,8 +138,7 @@ class LightGCN(Retriever):
         user, item = self._rows(batch, *self.smoothed())  # one propagation for both sides
         return (user.unsqueeze(-2).float() * item.float()).sum(-1)
 
-    @staticmethod
-    def _ids(batch: Batch, key: str) -> Tensor:
-        if key not in batch:
-            raise DataError(f"The batch has no column {key!r}. Columns: {', '.join(sorted(batch))}.")
-        return batch[key]
+    def _ids(self, batch: Batch, key: str) -> Tensor:
+        ids = column(batch, key)
+        check_ids(ids, key, (self.users if key == self.user else self.items).num_embeddings)
+        return ids
