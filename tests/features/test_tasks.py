@@ -141,6 +141,14 @@ def test_the_tasks_own_metric_stands_first():
     assert tasks.metric_names(Task("stay", kind="regression")) == ("mae", "rmse")
 
 
+def test_equal_scores_earn_nothing_by_the_order_of_a_list():
+    declared = schema(Task("click", metric="hit_rate@1"))
+    meters = tasks.meters(declared)
+    batch = {"click@label": torch.tensor([[1.0, 0.0, 0.0, 0.0]])}
+    tasks.update_meters(meters, {"click": torch.zeros(1, 4)}, batch, declared)
+    assert float(meters["click/hit_rate@1"].compute()) == pytest.approx(1 / 4)
+
+
 # -- heads ------------------------------------------------------------------------------------------------------------
 def test_one_head_a_task_and_none_for_products():
     declared = schema(*CHAIN, Task("shelf", kind="multiclass", classes=3))

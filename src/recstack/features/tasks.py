@@ -128,9 +128,15 @@ def metric_names(task: Task) -> tuple[str, ...]:
 
 def meters(schema: Schema) -> dict[str, Any]:
     """{"click/auc": meter, ...}: every task's metrics as streaming, exact meters."""
+    return {f"{task.name}/{name}": metric(name).meter() for task in schema.tasks for name in metric_names(task)}
+
+
+def metric(name: str) -> Any:
+    """A metric for validation: in lists the average over the orders of equal scores, which no order of rows can flatter."""
     from recstack.metrics import get
 
-    return {f"{task.name}/{name}": get(name).meter() for task in schema.tasks for name in metric_names(task)}
+    found = get(name)
+    return get(name, ties="average") if found.kind == "list" else found
 
 
 @torch.no_grad()
@@ -150,7 +156,8 @@ class Heads(nn.Module):
 
     Args:
         schema: its tasks are the outputs.
-        width: of the hidden vectors; 0 for models whose score is all in `plus` (then only a bias is learned).
+        width: of the hidden vectors; 0 for models whose score is all in `plus`: then only a bias is learned, and one
+            number a row cannot choose between classes.
 
     Called with ``hidden [R, L, width]``, or one per task, and `plus`, a score ``[R, L]`` that a model adds (or one per
     task); gives ``{task: float32 [R, L]}``, ``[R, L, classes]`` for multiclass. The last layer stays out of autocast:
@@ -161,11 +168,14 @@ class Heads(nn.Module):
         super().__init__()
         if not schema.tasks:
             raise SchemaError("The model has nothing to predict: the schema needs tasks=[rs.Task(...)].")
+        many = next((t.name for t in schema.tasks if t.kind == "multiclass"), None)
+        if not width and many is not None:
+            raise SchemaError(f"This model gives one number a row, and task {many!r} is multiclass. Use a deep model.")
         self.schema, self.width = schema, width
         self.layers = ByName()
         for task in schema.tasks:
             if not task.derived:
-                self.layers[task.name] = linear(width, task.classes or 1) if width else _Bias(task.classes or 1)
+                self.layers[task.name] = linear(width, task.classes or 1) if width else _Bias()
 
     def forward(
         self, hidden: Tensor | Mapping[str, Tensor] | None, plus: Tensor | Mapping[str, Tensor] | None = None
@@ -190,11 +200,11 @@ class Heads(nn.Module):
 
 
 class _Bias(nn.Module):
-    """``plus [..., 1] → [..., classes]``."""
+    """``plus [..., 1] → [..., 1]``."""
 
-    def __init__(self, width: int):
+    def __init__(self) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, plus: Tensor) -> Tensor:
         return plus + self.bias

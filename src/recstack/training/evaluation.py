@@ -54,8 +54,7 @@ def meters(model: Any, monitor: str | None = None) -> dict[str, Any]:
     if monitor is not None and monitor != "loss" and monitor not in out:
         task, _, name = monitor.rpartition("/")
         if task or not any(full.rsplit("/", 1)[-1] == name for full in out):
-            metric = metrics.get(name)
-            out[f"{schema.task(task or schema.tasks[0].name).name}/{name}"] = metric.meter()
+            out[f"{schema.task(task or schema.tasks[0].name).name}/{name}"] = tasks.metric(name).meter()
     return out
 
 

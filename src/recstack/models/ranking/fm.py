@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from recstack.errors import SchemaError
 from recstack.features import FirstOrder, Heads, Inputs
 from recstack.models.base import Model
 from recstack.nn.interaction.fm import pairwise_sum
@@ -42,9 +41,6 @@ class FM(Model):
 
     def __init__(self, schema: Schema, *, dim: int = 10):
         super().__init__(schema)
-        for task in schema.tasks:
-            if task.kind == "multiclass":
-                raise SchemaError(f"FM gives one number a row, and task {task.name!r} is multiclass. Use a deep model.")
         self.heads = Heads(schema, 0)
         self.first_order = ByName({t.name: FirstOrder(schema) for t in schema.tasks if not t.derived})
         self.inputs = Inputs(schema, dim, stacked=True)
