@@ -38,7 +38,12 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.table = Table(rows, dim, padding_idx=0)
         self.mlp = nn.Sequential(
-            nn.Linear(2 * dim, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 1)
+            # A bias before batch statistics has no gradient but rounding, which Adam would blow up.
+            nn.Linear(2 * dim, 8, bias=False),
+            nn.BatchNorm1d(8),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(8, 1),
         )
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:

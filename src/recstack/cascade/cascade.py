@@ -147,6 +147,7 @@ class Cascade:
                 data, logit = self.page_lists(columns, past)
             if calibrate:
                 label = next(iter(data.labels.values()))[data.candidates.mask]
+                assert self.calibrator is not None
                 self.calibrator.fit(logit[data.candidates.mask], label)
             if "reranker" in todo:
                 self._train("reranker", data, options.get("reranker", {}), seed, status)
@@ -232,9 +233,11 @@ class Cascade:
         parts = []
         for start in range(0, len(rows), BLOCK):
             found, known = self._until("reranker", self.requests_of(columns, rows[start : start + BLOCK], past))
-            wide = Candidates(*(_wide(x, self.keep_ranked) for x in (found.ids, found.scores, found.mask)))
+            ids, scores, mask = (_wide(x, self.keep_ranked) for x in (found.ids, found.scores, found.mask))
+            wide = Candidates(ids, scores, mask)
             parts.append((wide, {n: _wide(v, self.keep_ranked) for n, v in known.items()}, truth.hits(wide.ids, start)))
-        found = Candidates(*(torch.cat([getattr(p[0], n) for p in parts]) for n in ("ids", "scores", "mask")))
+        ids, scores, mask = (torch.cat([getattr(p[0], n) for p in parts]) for n in ("ids", "scores", "mask"))
+        found = Candidates(ids, scores, mask)
         known = {n: torch.cat([p[1][n] for p in parts]) for n in parts[0][1]}
         hit = torch.cat([p[2] for p in parts])
         for name, value in known.items():

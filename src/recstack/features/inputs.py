@@ -108,7 +108,7 @@ class Inputs(nn.Module):
         super().__init__()
         self.schema, self.dim = schema.require_fitted(), dim
         embedded = [f for f in schema.features if is_embedded(f)]
-        sizes = {f.table_name: f.size for f in embedded}
+        sizes = {f.table_name: f.size for f in embedded if f.size}  # fitted, so all
         dims = {f.table_name: dim if uniform else f.dim or dim for f in embedded}
         arenas = {f.table_name: f.arena for f in embedded if f.arena is not None}
         self.tables = Tables(sizes, dims, arenas, std)

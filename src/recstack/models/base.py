@@ -105,7 +105,7 @@ class Saved(Configured):
     def _tensors(self) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def _load_tensors(self, tensors: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
 
@@ -211,7 +211,7 @@ class Model(Saved, nn.Module):
     def _tensors(self) -> dict[str, Tensor]:
         return self.state_dict()
 
-    def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def _load_tensors(self, tensors: Mapping[str, Any]) -> None:
         try:
             self.load_state_dict(tensors)
         except RuntimeError as e:
@@ -339,7 +339,7 @@ class Retriever(Recommends, Model):
             self._cached = None
         return super().train(mode)
 
-    def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def _load_tensors(self, tensors: Mapping[str, Any]) -> None:
         super()._load_tensors(tensors)
         self._cached = None
 
@@ -446,7 +446,7 @@ class CountedRetriever(Recommends):
             raise ConfigError(f"{type(self).__name__} has counted nothing yet; call fit(train) before save.")
         return {name: getattr(self, name) for name in self.arrays}
 
-    def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def _load_tensors(self, tensors: Mapping[str, Any]) -> None:
         for name in self.arrays:
             if name not in tensors:
                 raise BundleError(f"{type(self).__name__}'s piece has no array {name!r}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from recstack.errors import SchemaError, unknown
 
@@ -48,7 +48,7 @@ class Feature:
 
 
 @dataclass(frozen=True)
-class _Embedded(Feature):
+class Embedded(Feature):
     """What has rows in an embedding table."""
 
     dim: int | None = None
@@ -68,7 +68,7 @@ class _Embedded(Feature):
 
 
 @dataclass(frozen=True)
-class Categorical(_Embedded):
+class Categorical(Embedded):
     """Ids: a vocabulary learned from the training rows, or hashed into `buckets`.
 
     Args:
@@ -101,7 +101,7 @@ class Categorical(_Embedded):
 
 
 @dataclass(frozen=True)
-class Text(_Embedded):
+class Text(Embedded):
     """Words of a text, hashed into `buckets` and pooled. Empty text gives zeros."""
 
     kind: ClassVar[str] = "text"
@@ -123,7 +123,7 @@ TRANSFORMS = ("log", "standard", "quantile", "bucketize")
 
 
 @dataclass(frozen=True)
-class Numeric(_Embedded):
+class Numeric(Embedded):
     """A number.
 
     Args:
@@ -212,7 +212,7 @@ def _positive(feature: Feature, *names: str) -> None:
 KINDS: dict[str, type[Feature]] = {cls.kind: cls for cls in (Categorical, Numeric, Text, Vector, History)}
 
 
-def is_embedded(feature: Feature) -> bool:
+def is_embedded(feature: Feature) -> TypeGuard[Embedded]:
     """Whether its value in a batch is an id that looks into a table."""
     return isinstance(feature, Categorical | Text) or (isinstance(feature, Numeric) and feature.embedded)
 

@@ -59,6 +59,8 @@ class DSSM(Retriever):
 
     needs: ClassVar[tuple[str, ...]] = ("user", "item")
 
+    drawn: Tensor  # how often each item was a target
+
     def __init__(
         self,
         schema: Schema,
