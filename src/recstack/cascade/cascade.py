@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # a log brings polars, which serving does without
 
 Trace = dict[str, Any]
 LEARNED = ("pre_ranker", "ranker", "reranker")
+PRE_RANKED = 20_000  # lists that teach a pre-ranker enough; scoring all candidates for more is the slowest step
 BLOCK = 256  # requests asked at a time, times hundreds of candidates each
 
 
@@ -102,8 +103,9 @@ class Cascade:
 
         Where a learned stage is missing its training, each user's last events are set aside: retrievers learn from what
         came before, the pre-ranker and ranker from lists of the next `late` events, each with its own candidates drawn
-        from what earlier stages let through, and calibrator and re-ranker from the whole lists at the `late` events
-        after those. Counting retrievers are then counted again on everything.
+        from what earlier stages let through, and calibrator and re-ranker from whole lists, labelled with `valid` or
+        with the `late` events after those. Retrievers that count are then counted again with what was set aside; those
+        that learn stay as the later stages know them (one more epoch shifts their scores, and the ranker with them).
 
         Args:
             train: the log; `valid`, where given, serves calibrator and re-ranker in place of the set-aside events.
@@ -119,43 +121,42 @@ class Cascade:
         train = train.with_histories()
         todo = [n for n in LEARNED if getattr(self, n) is not None and not getattr(self, n).fitted]
         calibrate = self.calibrator is not None and not self.calibrator.state
-        early, lists, after = train, None, valid
-        if todo or calibrate:
-            if after is None:
-                rest, _, after = splits.last_per_user(train, test=late, valid=0)
-            else:
-                rest = train
-            early = rest
-            if "pre_ranker" in todo or "ranker" in todo:
-                early, _, lists = splits.last_per_user(rest, test=late, valid=0)
-        encoded = self.encoder.encode(early)
-        for retriever in self.retrievers:
-            if not getattr(retriever, "fitted", False) or retriever.profiles is None:
-                with status(f"Retrieval: {retriever.name}"):
-                    retriever.fit(encoded, **options.get(retriever.name, {}))
+        rest, after = train, valid
+        if after is None and (calibrate or "reranker" in todo):
+            rest, _, after = splits.last_per_user(train, test=late, valid=0)
+        early, lists = rest, None
+        if "pre_ranker" in todo or "ranker" in todo:
+            early, _, lists = splits.last_per_user(rest, test=late, valid=0)
+        everything = self.encoder.encode(train if valid is None else train.concat(valid))
+        before = everything if early is train and valid is None else self.encoder.encode(early)
+        new = [r for r in self.retrievers if not r.fitted or r.profiles is None]
+        for retriever in new:
+            with status(f"Retrieval: {retriever.name}"):
+                retriever.fit(before, **_retriever_options(retriever, options))
         if lists is not None:
             columns = self.encoder.encode(lists)
-            for name in ("pre_ranker", "ranker"):
-                if name in todo:
+            some = columns.select(np.flatnonzero(columns.newer() % -(-columns.n_requests // PRE_RANKED) == 0))
+            for name in todo:
+                if name != "reranker":
                     with status(f"Lists for the {name.replace('_', '-')}"):
-                        data = self.training_lists(columns, encoded, name, negatives=negatives, seed=seed)
+                        given = some if name == "pre_ranker" else columns
+                        data = self.training_lists(given, before, name, negatives=negatives, seed=seed)
                     self._train(name, data, options.get(name, {}), seed, status)
-        if after is not None and (calibrate or "reranker" in todo):
-            past = self.encoder.encode(rest)
-            columns = self.encoder.encode(after)
+        counted = [r for r in new if hasattr(r, "count")]
+        if early is not rest:
+            _count_again(counted, self.encoder.encode(rest), status)
+        if calibrate or "reranker" in todo:
+            assert after is not None  # set above
             with status("Lists for calibration and re-ranking"):
-                data, logit = self.page_lists(columns, past)
+                data, logit = self.page_lists(self.encoder.encode(after), self.encoder.encode(rest))
             if calibrate:
                 label = next(iter(data.labels.values()))[data.candidates.mask]
                 assert self.calibrator is not None
                 self.calibrator.fit(logit[data.candidates.mask], label)
             if "reranker" in todo:
                 self._train("reranker", data, options.get("reranker", {}), seed, status)
-        everything = self.encoder.encode(train if valid is None else train.concat(valid))
-        for retriever in self.retrievers:
-            if hasattr(retriever, "count") and (early is not train or valid is not None):
-                with status(f"Retrieval: {retriever.name}, on everything"):
-                    retriever.fit(everything)
+        if valid is not None or rest is not train:
+            _count_again(counted, everything, status)
         self.remember(everything)
         return self
 
@@ -166,7 +167,7 @@ class Cascade:
             retriever.profiles = self.profiles
 
     def _train(self, name: str, data: CandidateLists, options: Mapping[str, Any], seed: int, status: Callable) -> None:
-        options = {"batch_size": 64, "epochs": 1, "seed": seed, **options}
+        options = {"batch_size": 64, "epochs": 1, "seed": seed, "progress": False, **options}
         with status(f"Training the {name.replace('_', '-')} on {data.n_rows:,} candidates of {len(data):,} requests"):
             from recstack.training import Trainer
 
@@ -507,6 +508,16 @@ class Cascade:
         for retriever in retrievers:
             retriever.profiles = new.profiles
         return new
+
+
+def _count_again(retrievers: Sequence[Any], columns: Columns, status: Callable) -> None:
+    for retriever in retrievers:
+        with status(f"Retrieval: {retriever.name}, with what was set aside"):
+            retriever.fit(columns)
+
+
+def _retriever_options(retriever: Any, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {"progress": False, **options.get(retriever.name, {})} if isinstance(retriever, Model) else {}
 
 
 def _unclicked(columns: Columns, rows: np.ndarray, n: int) -> np.ndarray:

@@ -42,7 +42,7 @@ class Plan:
     swing: dict[str, Any] = field(default_factory=dict)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     market: Any = None
-    titles: str | None = None
+    candidates: int = 200
 
 
 def run(
@@ -144,11 +144,12 @@ def build(encoder: Any, plan: Plan, seed: int = 0) -> Any:
     ).with_features(rs.Vector("hidden_ranker", role="pair", size=hidden[-1]))
     return rs.Cascade(
         retrievers,
-        pre_ranker=rs.pre_ranking.COLD(first),
+        pre_ranker=rs.pre_ranking.COLD(first, dim=8, hidden=(64, 32)),
         ranker=rs.ranking.DIN(second, hidden=hidden, activation="relu"),
         calibrator=rs.calibration.Isotonic(),
         reranker=rs.reranking.PRM(third, width=64, layers=1),
         rules=[rs.rules.MMR(0.95)],
+        candidates=plan.candidates,
     )
 
 
@@ -157,10 +158,13 @@ def _options(plan: Plan, seed: int) -> dict[str, dict[str, Any]]:
     usual: dict[str, dict[str, Any]] = {
         "dssm": {"epochs": 3, "batch_size": 1024, "negatives": 1},
         "pre_ranker": {"epochs": 1, "batch_size": 128},
-        "ranker": {"epochs": 1, "batch_size": 64},
+        "ranker": {"epochs": 2, "batch_size": 64},
         "reranker": {"epochs": 2, "batch_size": 64},
     }
-    return {name: {"lr": rate, "seed": seed, **one, **plan.options.get(name, {})} for name, one in usual.items()}
+    return {
+        name: {"lr": rate, "seed": seed, "progress": True, **one, **plan.options.get(name, {})}
+        for name, one in usual.items()
+    }
 
 
 # -- the three data sets ----------------------------------------------------------------------------------------------
@@ -178,7 +182,6 @@ def _simulator(data_dir: Any, seed: int) -> Plan:
         ranking=("position",),
         late=40,
         swing={"max_users": 300},
-        options={"ranker": {"epochs": 2}},
         market=market,
     )
 
@@ -198,8 +201,10 @@ def _movielens(data_dir: Any, seed: int) -> Plan:
         test,
         "by seq: each user's last 5 events are the test, the 5 before them validation",
         retrieval=("recent",),
+        late=10,
+        negatives=12,
+        candidates=120,
         swing={"history": "history", "last": 10, "max_users": 100},
-        titles="title",
     )
 
 
@@ -221,7 +226,6 @@ def _kuairand(data_dir: Any, seed: int) -> Plan:
         "by date: 1-8 May 2022 is the test, 30 April validation, 25-29 April training",
         late=6,
         swing={"max_users": 300, "history": "watched"},
-        options={"ranker": {"epochs": 2}},
     )
 
 
