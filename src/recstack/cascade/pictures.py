@@ -30,7 +30,7 @@ def funnel(report: Report, path: str | Path) -> None:
     left.set_title("Relevant items still there", loc="left", fontsize=10)
     left.set_yticks(list(place), names)
     left.invert_yaxis()
-    left.set_xlim(0, 1.45 * max(max(row["recall"] for row in report.stages), 1e-9))
+    left.set_xlim(0, 1.7 * max(max(row["recall"] for row in report.stages), 1e-9))
     right.barh(place, [row["ndcg@k"] for row in report.stages], color="#f58518", height=0.7)
     for y, row in zip(place, report.stages, strict=True):
         right.text(row["ndcg@k"], y, f" {row['ndcg@k']:.4f}", va="center", fontsize=8)
