@@ -517,7 +517,8 @@ def _count_again(retrievers: Sequence[Any], columns: Columns, status: Callable) 
 
 
 def _retriever_options(retriever: Any, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {"progress": False, **options.get(retriever.name, {})} if isinstance(retriever, Model) else {}
+    given = options.get(retriever.name, {})
+    return {"progress": False, **given} if isinstance(retriever, Model) else {}
 
 
 def _unclicked(columns: Columns, rows: np.ndarray, n: int) -> np.ndarray:

@@ -192,7 +192,7 @@ def _movielens(data_dir: Any, seed: int) -> Plan:
     log = rs.datasets.movielens_1m(data_dir=data_dir)
     schema = log.schema.without("title", "zip")  # the title is shown to people, and names no taste
     # Genres are read of the candidates; in histories the ids say more, at a sixth of the cost.
-    histories = [rs.History("history", of="item_id", max_len=30), rs.History("recent", of="item_id", max_len=5)]
+    histories = [rs.History("history", of=("item_id",), max_len=30), rs.History("recent", of=("item_id",), max_len=5)]
     log.schema = schema.with_features(*histories)
     train, valid, test = rs.split.last_per_user(log, test=5, valid=5)
     return Plan(
