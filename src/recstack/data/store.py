@@ -54,7 +54,7 @@ class Block:
             block.ids[:, j] = encode(f)
         start = 0
         for f, width in floats:
-            block.floats[:, start : start + max(1, width)] = np.reshape(encode(f), (rows, -1))
+            block.floats[:, start : start + max(1, width)] = np.reshape(encode(f), (rows, max(1, width)))
             start += max(1, width)
         block.lists = {f.name: encode(f) for f in lists}
         return block
