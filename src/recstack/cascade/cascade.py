@@ -148,11 +148,11 @@ class Cascade:
         if calibrate or "reranker" in todo:
             assert after is not None  # set above
             with status("Lists for calibration and re-ranking"):
-                data, logit = self.page_lists(self.encoder.encode(after), self.encoder.encode(rest))
+                data, logit, hit = self.page_lists(self.encoder.encode(after), self.encoder.encode(rest))
             if calibrate:
-                label = next(iter(data.labels.values()))[data.candidates.mask]
+                live = data.candidates.mask
                 assert self.calibrator is not None
-                self.calibrator.fit(logit[data.candidates.mask], label)
+                self.calibrator.fit(logit[live], hit[live])
             if "reranker" in todo:
                 self._train("reranker", data, options.get("reranker", {}), seed, status)
         if valid is not None or rest is not train:
@@ -223,10 +223,10 @@ class Cascade:
             labels[task.column] = label
         return CandidateLists(columns, part, Candidates(ids, torch.zeros(ids.shape)), labels, known, model.schema)
 
-    def page_lists(self, columns: Columns, past: Columns) -> tuple[CandidateLists, Tensor]:
+    def page_lists(self, columns: Columns, past: Columns) -> tuple[CandidateLists, Tensor, Tensor]:
         """Each user's ranked list before their first row of `columns`, labelled with what they did next.
 
-        Returns the lists in the ranker's order, and the ranker's logits ``[n, L]``.
+        Returns the lists in the ranker's order, the ranker's logits ``[n, L]``, and which items were met next ``[n, L]``.
         """
         rows, truth = next_events(columns)
         model = self.reranker or self.ranker
@@ -244,9 +244,14 @@ class Cascade:
         for name, value in known.items():
             if name.startswith("score_"):
                 self.scales.setdefault(name, _scale(value[found.mask]))
-        labels = {t.column: hit.float() for t in model.schema.tasks if t.kind == "binary" and not t.derived}
-        labels |= {t.column: torch.full(hit.shape, torch.nan) for t in model.schema.tasks if t.kind != "binary"}
-        return CandidateLists(columns, rows, found, labels, self.scaled(known), model.schema), found.scores
+        # What a page is judged by is known of every item; other tasks only of what was shown.
+        judged = self.task or next(t.name for t in model.schema.tasks if t.kind == "binary" and not t.derived)
+        labels = {
+            t.column: hit.float() if t.name == judged else torch.full(hit.shape, torch.nan)
+            for t in model.schema.tasks
+            if not t.derived
+        }
+        return CandidateLists(columns, rows, found, labels, self.scaled(known), model.schema), found.scores, hit
 
     def requests_of(self, columns: Columns, rows: np.ndarray, past: Columns) -> Requests:
         """The requests at these rows of `columns`; what `past` holds of each user counts as seen."""

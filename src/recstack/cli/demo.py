@@ -213,7 +213,7 @@ def _kuairand(data_dir: Any, seed: int) -> Plan:
 
     import recstack as rs
 
-    log = rs.datasets.kuairand_pure(["click"], data_dir=data_dir).with_histories()
+    log = rs.datasets.kuairand_pure(["click", "long_view"], data_dir=data_dir).with_histories()
     days = log.events["date"].unique().sort()
     part = log.events["split"]
     cut = days.filter(days < log.events.filter(part == "test")["date"].min())
@@ -236,9 +236,9 @@ def _calibration(cascade: Any, encoder: Any, plan: Plan) -> dict[str, Any]:
 
     from recstack.calibration import expected_calibration_error, reliability_table
 
-    lists, logit = cascade.page_lists(encoder.encode(plan.test), encoder.encode(plan.train.concat(plan.valid)))
+    lists, logit, hit = cascade.page_lists(encoder.encode(plan.test), encoder.encode(plan.train.concat(plan.valid)))
     live = lists.candidates.mask
-    label = next(iter(lists.labels.values()))[live]
+    label = hit[live].float()
     before, after = torch.sigmoid(logit[live]), cascade.calibrator.probability(logit[live])
     return {
         "ece_before": float(expected_calibration_error(before, label)),
