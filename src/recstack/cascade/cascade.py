@@ -127,7 +127,8 @@ class Cascade:
         early, lists = rest, None
         if "pre_ranker" in todo or "ranker" in todo:
             early, _, lists = splits.last_per_user(rest, test=late, valid=0)
-        everything = self.encoder.encode(train if valid is None else train.concat(valid))
+        known = train if valid is None else train.concat(valid)
+        everything = self.encoder.encode(known)
         before = everything if early is train and valid is None else self.encoder.encode(early)
         new = [r for r in self.retrievers if not r.fitted or r.profiles is None]
         for retriever in new:
@@ -157,12 +158,12 @@ class Cascade:
                 self._train("reranker", data, options.get("reranker", {}), seed, status)
         if valid is not None or rest is not train:
             _count_again(counted, everything, status)
-        self.remember(everything)
+        self.remember(known)
         return self
 
-    def remember(self, columns: Columns) -> None:
-        """Take users' histories and seen items from `columns`."""
-        self.profiles = Profiles.build(columns)
+    def remember(self, log: Log) -> None:
+        """Take users' attributes, histories and seen items from a raw log, those of users not in the vocabulary too."""
+        self.profiles = Profiles.build(log, self.encoder)
         for retriever in self.retrievers:
             retriever.profiles = self.profiles
 
