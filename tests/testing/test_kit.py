@@ -21,8 +21,8 @@ class Sound(Model):
     def __init__(self, schema, *, dim=16):
         super().__init__(schema)
         self.inputs = Inputs(schema, dim)
-        self.hidden = nn.Linear(self.inputs.width(), 8)
-        self.heads = Heads(schema, 8)
+        self.hidden = nn.Linear(self.inputs.width(), 32)  # narrower, some seeds learn two thirds of it
+        self.heads = Heads(schema, 32)
 
     def body(self, batch):
         return self.hidden(self.inputs(batch).flat()).relu()
@@ -52,7 +52,7 @@ class CountsPadding(Sound):
 
     def __init__(self, schema, *, dim=16):
         super().__init__(schema, dim=dim)
-        self.norm = BatchNorm(8)
+        self.norm = BatchNorm(32)
 
     def body(self, batch):
         return self.norm(super().body(batch))
@@ -102,7 +102,7 @@ class Remembers(Sound):
         return super().body(batch)
 
 
-SHARED = nn.Linear(8, 8)
+SHARED = nn.Linear(32, 32)
 
 
 class Shares(Sound):
