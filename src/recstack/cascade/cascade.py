@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # a log brings polars, which serving does without
 Trace = dict[str, Any]
 LEARNED = ("pre_ranker", "ranker", "reranker")
 PRE_RANKED = 20_000  # lists that teach a pre-ranker enough; scoring all candidates for more is the slowest step
+PAGES = 8_000  # users whose whole lists teach calibrator and re-ranker
 BLOCK = 256  # requests asked at a time, times hundreds of candidates each
 
 
@@ -230,6 +231,9 @@ class Cascade:
         Returns the lists in the ranker's order, the ranker's logits ``[n, L]``, and which items were met next ``[n, L]``.
         """
         rows, truth = next_events(columns)
+        if len(rows) > PAGES:
+            chosen = np.linspace(0, len(rows) - 1, PAGES).astype(np.int64)
+            rows, truth = rows[chosen], truth.select(chosen)
         model = self.reranker or self.ranker
         assert model is not None
         parts = []

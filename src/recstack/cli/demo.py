@@ -90,7 +90,7 @@ def run(
     )
     past = plan.train.concat(plan.valid)
     with steps("Evaluation on the test"):
-        report = cascade.evaluate(plan.test, past, k=PAGE)
+        report = cascade.evaluate(plan.test, past, k=PAGE, max_requests=8000, seed=seed)
     with steps("Calibration on the test"):
         calibration = _calibration(cascade, encoder, plan)
     truth = None
