@@ -181,7 +181,7 @@ class Cascade:
             model.eval()
 
     def training_lists(
-        self, columns: Columns, past: Columns, stage: str, *, negatives: int, seed: int = 0, keep: int | None = None
+        self, columns: Columns, past: Columns, stage: str, *, negatives: int, seed: int = 0
     ) -> CandidateLists:
         """One list per positive row of `columns`: its own item, then `negatives` of what earlier stages let through for it.
 
