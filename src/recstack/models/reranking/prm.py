@@ -47,7 +47,7 @@ class PRM(Reranker):
     Pei et al., RecSys 2019, https://arxiv.org/abs/1904.06813
 
     >>> import recstack as rs
-    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small(lists=True))
     >>> model = rs.reranking.PRM(rs.Encoder(train.schema).fit(train).schema, width=16)
     >>> model = model.fit(train, valid=valid, epochs=1, progress=False)
     >>> model.score(test)["click"].shape == (len(test),)
