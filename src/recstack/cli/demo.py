@@ -225,6 +225,7 @@ def _kuairand(data_dir: Any, seed: int) -> Plan:
         log.select(part == "test"),
         "by date: 1-8 May 2022 is the test, 30 April validation, 25-29 April training",
         late=6,
+        candidates=120,
         swing={"max_users": 300, "history": "watched"},
     )
 
