@@ -142,6 +142,7 @@ def build(encoder: Any, plan: Plan, seed: int = 0) -> Any:
     third = scored_features(
         ranked.without(*[h.name for h in ranked.histories]), [*names, "pre_ranker", "ranker"]
     ).with_features(rs.Vector("hidden_ranker", role="pair", size=hidden[-1]))
+    third = third.replace(tasks=full.tasks[:1])  # whole lists are labelled for the task that pages are judged by
     return rs.Cascade(
         retrievers,
         pre_ranker=rs.pre_ranking.COLD(first, dim=8, hidden=(64, 32)),
