@@ -199,16 +199,29 @@ class Cascade:
             requests = self.requests_of(columns, part, past)
             found, _ = self._until(stage, requests)
             own = torch.from_numpy(columns.item_ids[part].astype(np.int64))
+            # A positive that would not have come this far teaches that low scores are good: such rows are no lists.
+            came = (found.mask & (found.ids == own[:, None])).any(1)
+            there = np.flatnonzero(came.numpy())
+            if not len(there):
+                at += len(part)
+                continue
+            rest = None if shown is None else torch.from_numpy(shown[at : at + len(part)])[came]
+            at += len(part)
+            part, own, found = part[there], own[came], _rows_of(found, came)
+            requests = self.requests_of(columns, part, past)
             other = found.mask & (found.ids != own[:, None])
             draw = torch.from_numpy(rng.random(found.ids.shape, dtype=np.float32)).masked_fill(~other, 2.0)
             index = draw.argsort(1)[:, :negatives]
             drawn = found.ids.gather(1, index).masked_fill(~other.gather(1, index), 0)
             ids = torch.cat([own[:, None], drawn], 1)
-            if shown is not None:
-                ids = torch.cat([ids, torch.from_numpy(shown[at : at + len(part)])], 1)
-                at += len(part)
+            if rest is not None:
+                ids = torch.cat([ids, rest], 1)
             known = self._known_of(ids, requests, stage)
             blocks.append((ids, known, part))
+        if not blocks:
+            raise DataError(
+                f"No positive of the set-aside events reaches the {stage}; give the stages before more room."
+            )
         ids = torch.cat([b[0] for b in blocks])
         part = np.concatenate([b[2] for b in blocks])
         known = {n: torch.cat([b[1][n] for b in blocks]) for n in blocks[0][1]}
@@ -546,6 +559,10 @@ def _unclicked(columns: Columns, rows: np.ndarray, n: int) -> np.ndarray:
     fits = there & (users[other] == users[rows][:, None]) & ~good[other] & (item >= 2) & (item != own)
     first = np.argsort(~fits, axis=1, kind="stable")[:, :n]  # the nearest that fit
     return np.take_along_axis(np.where(fits, item, 0), first, 1)
+
+
+def _rows_of(found: Candidates, kept: Tensor) -> Candidates:
+    return Candidates(found.ids[kept], found.scores[kept], found.mask[kept])
 
 
 def _wide(value: Tensor, width: int) -> Tensor:
