@@ -112,9 +112,12 @@ def test_the_report_counts_as_a_naive_loop_does(fitted, parts):
 
 
 def test_a_training_list_holds_its_own_item_first_and_once(fitted, parts):
-    train = fitted.encoder.encode(parts[0])
-    lists = fitted.training_lists(train.select(np.arange(600)), train, "ranker", negatives=6)
+    past, after = fitted.encoder.encode(parts[0]), fitted.encoder.encode(parts[1])
+    lists = fitted.training_lists(after, past, "ranker", negatives=6)
     ids, label = lists.candidates.ids, lists.labels["click"]
+    assert 0 < len(lists) < after.positives().sum()
+    reached, _ = fitted._until("ranker", fitted.requests_of(after, lists.rows, past))
+    assert (reached.ids == ids[:, :1]).any(1).all()  # what would not have come this far teaches nothing
     assert (label[:, 0] == 1).all()
     assert not (label[:, 1:] > 0).any()
     assert not ((ids[:, 1:] == ids[:, :1]) & (ids[:, 1:] > 0)).any()
