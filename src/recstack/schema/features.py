@@ -12,6 +12,10 @@ ROLES = ("user", "item", "context", "history", "domain", "pair")
 REQUEST_ROLES = ("user", "context", "domain")  # stored and computed once per request
 CANDIDATE_ROLES = ("item", "pair")  # one value per candidate
 POOLINGS = ("mean", "sum", "max")
+COMPRESSIONS = ("hash", "double_hash", "quotient_remainder")
+EVICTIONS = ("lfu", "lru", "ttl")
+DTYPES = ("float32", "bfloat16")
+TABLE_OPTIONS = ("compress", "rows", "admit", "evict", "ttl", "trainable", "dtype")
 
 
 @dataclass(frozen=True)
@@ -49,17 +53,67 @@ class Feature:
 
 @dataclass(frozen=True)
 class Embedded(Feature):
-    """What has rows in an embedding table."""
+    """What has rows in an embedding table: Categorical, Text, and Numeric with transform="bucketize".
+
+    How the table is kept (the same for all features that share it; `features.tables` does it, models see ids only):
+
+    Args:
+        compress: fewer rows than ids. "hash": one of `rows` rows, by a hash of the id; "double_hash": the sum of two of
+            `rows` rows, by two hashes; "quotient_remainder": row id mod `rows` times a row of a second table, of
+            ceil((size - 1) / rows) rows, that id div `rows` chooses, element by element
+            (Shi et al., KDD 2020, https://arxiv.org/abs/1909.02107).
+        rows: rows of a compressed table; without `compress`, the table is dynamic: that many ids at a time have a row of
+            their own, the others share the row of out-of-vocabulary.
+        admit: a dynamic table gives an id its row at its `admit`-th occurrence in training.
+        evict: whose rows a full dynamic table gives to new ids: "lfu" (the least frequent), "lru" (the least recently
+            used), "ttl" (not used for `ttl` steps of training); None: new ids get none.
+        ttl: steps of training, for evict="ttl".
+        trainable: False keeps the table as it was made or loaded (`Model.load_vectors`); it has no optimiser.
+        dtype: "float32", or "bfloat16" for half the memory; vectors are float32 either way.
+    """
 
     dim: int | None = None
     table: str | None = None
     group: str | None = None
     arena: str | None = None
     size: int | None = None
+    compress: str | None = None
+    rows: int | None = None
+    admit: int = 1
+    evict: str | None = None
+    ttl: int | None = None
+    trainable: bool = True
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "dim", "size")
+        _positive(self, "dim", "size", "rows", "admit", "ttl")
+        for what, value, known in (
+            ("compress", self.compress, COMPRESSIONS),
+            ("evict", self.evict, EVICTIONS),
+            ("dtype", self.dtype, DTYPES),
+        ):
+            if value is not None and value not in known:
+                raise unknown(f"{what} of feature {self.name!r}", value, known, SchemaError)
+        if self.compress is not None and self.rows is None:
+            raise SchemaError(f"Feature {self.name!r}: compress={self.compress!r} needs rows=, the rows to keep.")
+        dynamic = [what for what in ("admit", "evict", "ttl") if getattr(self, what) != getattr(Embedded, what)]
+        if dynamic and not self.dynamic:
+            raise SchemaError(
+                f"Feature {self.name!r}: {dynamic[0]}= is for a dynamic table, which has rows= and no compress=."
+            )
+        if (self.evict == "ttl") != (self.ttl is not None):
+            raise SchemaError(f'Feature {self.name!r}: evict="ttl" and ttl=, in steps of training, go together.')
+        if self.dynamic and not self.trainable:
+            raise SchemaError(
+                f"Feature {self.name!r}: a dynamic table (rows= without compress=) gives out its rows in training; "
+                "drop rows= or trainable=False."
+            )
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether ids get rows of their own while training goes on."""
+        return self.rows is not None and self.compress is None
 
     @property
     def table_name(self) -> str:
@@ -81,8 +135,9 @@ class Categorical(Embedded):
         min_count: rarer values become out-of-vocabulary.
         table: share an embedding table with another feature by giving both the same name.
         group: name of a field group.
-        arena: keep the table apart from the others of its width (another optimiser, dtype or freezing).
-        size: rows of the table, padding (0) and out-of-vocabulary (1) included; filled in by `Encoder.fit`.
+        arena: keep the table apart from the others of its width, to give it an optimiser of its own.
+        size: ids of the table, padding (0) and out-of-vocabulary (1) included; filled in by `Encoder.fit`.
+        compress, rows, admit, evict, ttl, trainable, dtype: how the table is kept; see `Embedded`.
     """
 
     kind: ClassVar[str] = "categorical"
@@ -150,6 +205,11 @@ class Numeric(Embedded):
             raise unknown(f"transform of feature {self.name!r}", self.transform, TRANSFORMS, SchemaError)
         _positive(self, "bins")
         object.__setattr__(self, "powers", tuple(float(p) for p in self.powers))
+        given = [what for what in TABLE_OPTIONS if getattr(self, what) != getattr(Embedded, what)]
+        if given and not self.embedded:
+            raise SchemaError(
+                f'Feature {self.name!r}: {given[0]}= is for a table, and a Numeric has one only with transform="bucketize".'
+            )
 
     @property
     def embedded(self) -> bool:

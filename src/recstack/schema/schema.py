@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from recstack.errors import SchemaError, unknown
-from recstack.schema.features import KINDS, Categorical, Feature, History, Numeric, is_embedded
+from recstack.schema.features import KINDS, TABLE_OPTIONS, Categorical, Feature, History, Numeric, is_embedded
 
 TASK_KINDS = ("binary", "regression", "multiclass")
 
@@ -282,7 +282,7 @@ class Schema:
             if not is_embedded(f):
                 continue
             other = first.setdefault(f.table_name, f)  # type: ignore[attr-defined]
-            for what in ("dim", "arena", "buckets", "size"):
+            for what in ("dim", "arena", "buckets", "size", *TABLE_OPTIONS):
                 a, b = getattr(other, what, None), getattr(f, what, None)
                 if a != b:
                     raise SchemaError(
