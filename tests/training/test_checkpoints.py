@@ -212,6 +212,7 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path):
     store = Checkpoints(tmp_path, keep=1)
     for step in (1, 2):
         store.save(step, {"model": piece({"w": torch.ones(1)})}, {})
+    store.wait()
     assert {p.name for p in tmp_path.iterdir()} == {"step-notes", "notes.txt", "step-000000002"}
 
 

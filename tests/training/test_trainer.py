@@ -341,6 +341,15 @@ def test_frozen_parameters_and_moving_ones_are_not(recwarn):
         ({"monitor": "acu"}, "Unknown metric 'acu'. Did you mean 'auc'"),
         ({"monitor": "calibration_ratio"}, "its best value in the middle"),
         ({"schedule": "cosine"}, "Unknown schedule 'cosine'"),
+        ({"schedule": {"embedding": "warmup"}}, "Unknown key in schedule= 'embedding'.*Known: default"),
+        ({"average": "emma"}, "Unknown average 'emma'. Did you mean 'ema'"),
+        ({"average": ("ema", {"decay": 1.5})}, "decay lies between 0 and 1; got 1.5"),
+        ({"average": ("ema", {"start": 1})}, "average='ema' does not take these options"),
+        ({"average": "swa", "reset_embeddings": True}, "begins anew in each"),
+        ({"compile": "fast"}, "Unknown mode in compile= 'fast'"),
+        ({"alternate": (("a",), ("b", "a"))}, "names the loss 'a' in two turns"),
+        ({"alternate": {"a": {"w": "sgd"}}, "lr": {"w": 0.1}}, "give rates in the choices"),
+        ({"alternate": ()}, "alternate= is empty"),
         ({"schedule": ("warmup", {"step": 3})}, "schedule='warmup' does not take these options"),
         ({"regularization": {"embeddings": 1.0}}, "Unknown key in regularization= 'embeddings'. Did you mean 'embedding'"),
     ],
@@ -382,9 +391,11 @@ def test_json_lines_and_tensorboard_hold_each_epoch(tmp_path):
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
-def test_off_a_terminal_there_is_one_line_per_epoch(capsys, caplog):
+def test_off_a_terminal_there_are_the_memory_and_one_line_per_epoch(capsys, caplog):
     Trainer(Line(), optimizer="adam", epochs=2).fit(points())
-    assert [line.split(" · ")[0] for line in capsys.readouterr().err.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+    lines = [line.split(" · ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines[0] == "memory: 1 other weights"
+    assert lines[2:] == ["epoch 1/2", "epoch 2/2"]
     with caplog.at_level(logging.INFO, "recstack.training"):
         Trainer(Line(), optimizer="adam", epochs=2, progress=False).fit(points())
     assert capsys.readouterr().err == ""

@@ -12,7 +12,11 @@ from recstack.errors import ConfigError
 
 
 class Meter(Protocol):
-    """What every meter can do. States are dicts of CPU tensors; `merge` adds another process's or shard's stream."""
+    """What every meter can do.
+
+    A stream stays on the device it came from, so that `update` waits for none; `compute` and `state_dict` bring it to the
+    CPU. States are dicts of CPU tensors; `merge` adds another process's or shard's stream.
+    """
 
     def update(
         self,
@@ -54,19 +58,20 @@ class SumMeter:
         weight: Tensor | None = None,
         group: Tensor | None = None,
     ) -> None:
-        self.sums = self.sums + self.add(score, label, where=where, weight=weight).cpu()
+        part = self.add(score, label, where=where, weight=weight)
+        self.sums = self.sums.to(part.device, non_blocking=True) + part
 
     def compute(self) -> Tensor:
-        return self.finish(*self.sums)
+        return self.finish(*self.sums.cpu())
 
     def reset(self) -> None:
         self.sums = self.add(torch.zeros(0, 1), torch.zeros(0, 1))
 
     def merge(self, other: SumMeter) -> None:
-        self.sums = self.sums + other.sums
+        self.sums = self.sums.cpu() + other.sums.cpu()
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"sums": self.sums.clone()}
+        return {"sums": self.sums.to("cpu", copy=True)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.sums = state["sums"].clone()
@@ -74,6 +79,8 @@ class SumMeter:
 
 class PoolMeter:
     """Remembers the live cells themselves, because a rank is not a sum: 12 bytes a row, 20 with int64 groups.
+
+    On a CPU dead cells are dropped in `update`, elsewhere in the end: counting them would make the device wait.
 
     `function` is asked once, in `compute`. Raises ConfigError in `update` if `grouped` and no group comes: the lists
     of two batches could not be told apart.
@@ -99,7 +106,6 @@ class PoolMeter:
         weight: Tensor | None = None,
         group: Tensor | None = None,
     ) -> None:
-        live = torch.ones_like(label, dtype=torch.bool) if where is None else where.expand(label.shape)
         weight = torch.ones_like(score) if weight is None else weight.expand(label.shape)
         cells = {"score": score.detach(), "label": label, "weight": weight}
         if self.grouped:
@@ -107,7 +113,8 @@ class PoolMeter:
                 raise ConfigError("A meter of groups needs group=, the user of each row, in every update.")
             group = group.unsqueeze(-1) if group.shape == label.shape[:-1] else group
             cells["group"] = group.expand(label.shape)
-        self.chunks.append({name: cell[live].cpu() for name, cell in cells.items()})
+        cells["live"] = torch.ones_like(label, dtype=torch.bool) if where is None else where.expand(label.shape)
+        self.chunks.append(_live(cells) if label.device.type == "cpu" else cells)
 
     def compute(self) -> Tensor:
         return self.function(**self.state_dict())
@@ -122,7 +129,14 @@ class PoolMeter:
         empty = {"score": torch.zeros(0), "label": torch.zeros(0), "weight": torch.zeros(0)}
         if self.grouped:
             empty["group"] = torch.zeros(0, dtype=torch.int32)
-        return {name: torch.cat([blank, *(chunk[name] for chunk in self.chunks)]) for name, blank in empty.items()}
+        chunks = [_live(chunk) if "live" in chunk else chunk for chunk in self.chunks]
+        return {name: torch.cat([blank, *(chunk[name].cpu() for chunk in chunks)]) for name, blank in empty.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.chunks = [{name: tensor.clone() for name, tensor in state.items()}]
+
+
+def _live(cells: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The cells that "live" marks, flat."""
+    live = cells["live"]
+    return {name: cell[live] for name, cell in cells.items() if name != "live"}

@@ -48,6 +48,16 @@ def batches(data: Any, model: Any, *, batch_size: int, shuffle: bool, seed: int,
     return data
 
 
+def example(loader: Iterable[Batch]) -> tuple[Batch | None, int]:
+    """A batch as large as the loader's, and how many times over it counts (negatives); None where asking would use one up."""
+    if isinstance(loader, list | tuple):
+        return (loader[0], 1) if loader and isinstance(loader[0], Mapping) else (None, 1)
+    columns, size = getattr(loader, "columns", None), getattr(loader, "batch_size", None)
+    if columns is None or size is None:
+        return None, 1
+    return columns.batch(slice(0, min(size, columns.n_requests))), 1 + getattr(loader, "negatives", 0)
+
+
 def length(loader: Iterable[Batch]) -> int | None:
     """Batches per epoch, if known."""
     try:

@@ -91,13 +91,18 @@ def loggers(folder: str | Path) -> list[Callback]:
 
 
 class Progress(Callback):
-    """A bar with loss and samples per second on a terminal, and a line per epoch everywhere (logged when `show` is off)."""
+    """A bar with loss and samples per second on a terminal, and everywhere what memory it will take and a line per epoch.
+
+    With `show` off these lines are logged.
+    """
 
     def __init__(self, show: bool = True) -> None:
         self.show, self.bar = show, None
 
     def on_start(self, trainer: Any, batches: int | None) -> None:
         self.epochs, self.batches = trainer.epochs, batches
+        if trainer.memory is not None:
+            self._say(str(trainer.memory))
         if self.show and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -129,6 +134,9 @@ class Progress(Callback):
             f"epoch {record['epoch']}/{self.epochs} · loss {record['loss']:.4f}{valid} · "
             f"{record['seconds']:.1f} s · {record['rate']:,.0f} samples/s"
         )
+        self._say(line)
+
+    def _say(self, line: str) -> None:
         if self.bar is not None:
             self.bar.console.print(line, highlight=False)
         elif self.show:

@@ -62,10 +62,13 @@ def meters(model: Any, monitor: str | None = None) -> dict[str, Any]:
 def evaluate(
     model: Any, loader: Iterable[Batch], device: torch.device, autocast: Autocast, monitor: str | None = None
 ) -> dict[str, float]:
-    """{"click/auc": …}; with "loss", the mean over requests, if it is monitored or there is nothing else."""
+    """{"click/auc": …}; with "loss", the mean over requests, if it is monitored or there is nothing else.
+
+    What is summed stays on the device until the end, so that no batch waits for it.
+    """
     found = meters(model, monitor)
     with_loss = not found or monitor == "loss"
-    total, count = torch.zeros((), dtype=torch.float64), 0
+    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     for batch in loader:
         batch = moved(batch, device)
         with autocast():
@@ -73,7 +76,7 @@ def evaluate(
                 tasks.update_meters(found, model(batch), batch, model.schema)
             if with_loss:
                 n = requests(batch)
-                total += n * sum(value.double().cpu() for value in model.losses(batch).values())
+                total += n * sum(value.double() for value in model.losses(batch).values())
                 count += n
     out = {name: float(meter.compute()) for name, meter in found.items()}
     return out | {"loss": float(total / count) if count else float("nan")} if with_loss else out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -62,6 +62,10 @@ class Plateau:
             base = max(base * self.factor, min(base, self.floor))
         return base
 
+    def anew(self) -> Plateau:
+        """One with the same settings that has seen nothing."""
+        return Plateau(self.factor, self.floor, self.patience)
+
     def state_dict(self) -> dict[str, int]:
         return {"falls": self.falls, "waited": self.waited}
 
@@ -106,3 +110,25 @@ warmup_cosine, warmup_linear.
     if not callable(name):
         raise ConfigError(f"schedule= is a name, (name, options) or a function (step, total) → factor; got {name!r}.")
     return name  # type: ignore[return-value]
+
+
+def by_key(choice: Any, keys: Iterable[str]) -> dict[str, Factor | Plateau]:
+    """The schedule of each key of `optimizer`: one for all, or from {key: choice}, constant where none is given.
+
+    >>> rates = by_key({"default": ("warmup", {"steps": 10})}, ["embedding", "default"])
+    >>> rates["embedding"](0, 100), rates["default"](0, 100)
+    (1.0, 0.1)
+    """
+    keys = list(keys)
+    if not isinstance(choice, Mapping):
+        return dict.fromkeys(keys, get(choice))
+    for key in choice:
+        if key not in keys:
+            raise unknown("key in schedule=", key, keys)
+    return {key: get(choice.get(key)) for key in keys}
+
+
+def anew(schedules: Mapping[str, Factor | Plateau]) -> dict[str, Factor | Plateau]:
+    """The same for another run: a Plateau that several keys share is one that has seen nothing, and still shared."""
+    fresh = {id(s): s.anew() for s in schedules.values() if isinstance(s, Plateau)}
+    return {key: fresh.get(id(s), s) for key, s in schedules.items()}

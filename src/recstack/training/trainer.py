@@ -7,10 +7,12 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,16 +20,18 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from recstack.errors import ConfigError, TrainingError
+from recstack.errors import ConfigError, TrainingError, unknown
+from recstack.training import averaging, checkpoints, evaluation, incremental, memory, optimizers, schedules
 from recstack.training import batches as feeding
-from recstack.training import checkpoints, evaluation, schedules
 from recstack.training.callbacks import Callback, Progress, loggers
 from recstack.training.diagnosis import Movement, explain
-from recstack.training.optimizers import Group, assign, clip, route
+from recstack.training.optimizers import Group, assign, clip
+from recstack.training.turns import Turn, check_names, turns
 
 logger = logging.getLogger("recstack.training")
 
 PRECISIONS = ("fp32", "bf16")
+COMPILE = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 READ_SECONDS = 0.5  # reading a loss waits for the device, so it is done by the clock and not by the step
 CHECK_STEPS = 50  # how late a loss that is not finite may be noticed on a device that runs ahead of us
 
@@ -74,12 +78,26 @@ class Trainer:
         epochs: passes over the data, at most.
         batch_size: requests a step, where `train` is not batches already.
         negatives: sampled per positive where a log is implicit.
-        schedule: "warmup_cosine", "warmup_linear", "warmup", "plateau", (name, options), or (step, total steps) → factor.
+        schedule: "warmup_cosine", "warmup_linear", "warmup", "plateau", (name, options), or (step, total steps) → factor;
+            or one of these by the keys of `optimizer`, the others' rates staying as they are:
+            ``{"default": ("warmup", {"steps": 1000})}`` warms up all but the tables, as CowClip does.
         clip: largest norm of all gradients together.
         regularization: {key: λ}: adds λ/2 · ‖W‖² over the *whole* tables to the loss (λ W to their gradients), at every
             step; such tables are trained densely.
         precision: "fp32", or "bf16" for autocast; weights stay float32.
         accumulate: batches a step.
+        average: "ema" or ("ema", {"decay": 0.999}), over steps; or ("swa", {"start": 3}), over the ends of epochs. The
+            averaged weights are what is measured, what the best epoch keeps, and what the model has at the end. Tables
+            are in it, at the cost of the rows of a batch (`averaging.EMA`); an average takes the memory of the weights.
+        alternate: loss names in turn, one group a step, as in ``(("click",), ("like", "follow"))``. Each group minimises
+            its own losses with its own `optimizer` and state. ``{"teacher": {"teacher": "adam"}, "student": {...}}`` gives
+            each group its optimisers; parameters that a choice leaves out stand still in that turn.
+        reset_embeddings: initialise the tables anew before each epoch but the first and keep the rest of the model, so
+            that more than one epoch can be trained without the overfitting of ids that CTR models are known for (MEDA,
+            https://arxiv.org/abs/2407.01607).
+        compile: True, or a mode of `torch.compile`, for `model.losses`; gathers with sparse gradients are left out of the
+            graph. "reduce-overhead" records CUDA graphs, which is worth it where a GPU waits for kernel launches. On a
+            CPU it rarely is, and the first steps of each new shape take a minute.
         monitor: validation metric that chooses the best epoch: "auc", "click/auc", "ndcg@10", "loss"; its weights are
             restored at the end. Needed by `patience` and "plateau"; None keeps the last weights.
         patience: stop after that many epochs in a row without a better value; better means by more than `min_delta`.
@@ -122,6 +140,10 @@ class Trainer:
         regularization: Mapping[str, float] | None = None,
         precision: str = "fp32",
         accumulate: int = 1,
+        average: Any = None,
+        alternate: Any = None,
+        reset_embeddings: bool = False,
+        compile: bool | str = False,
         monitor: str | None = None,
         patience: int | None = None,
         min_delta: float = 0.0,
@@ -142,16 +164,23 @@ class Trainer:
         for name, value in (("epochs", epochs), ("batch_size", batch_size), ("accumulate", accumulate)):
             if value < 1:
                 raise ConfigError(f"{name}= must be at least 1; got {value}.")
-        self.schedule = schedules.get(schedule)
-        if monitor is None and (patience is not None or isinstance(self.schedule, schedules.Plateau)):
+        self.compile = ("default" if compile is True else compile) or None
+        if self.compile not in (None, *COMPILE):
+            raise unknown("mode in compile=", compile, COMPILE)
+        self.optimizer = {"embedding": "rowwise_adagrad", "default": "adam"} if optimizer is None else optimizer
+        self.lr, self.alternate = lr, alternate
+        made = turns(model, self.optimizer, lr, alternate)  # a wrong key is an error here, not after data was encoded
+        self.schedules = schedules.by_key(schedule, {g.key: None for turn in made for g in turn.groups})
+        plateau = any(isinstance(s, schedules.Plateau) for s in self.schedules.values())
+        if monitor is None and (patience is not None or plateau):
             raise ConfigError('patience= and schedule="plateau" need monitor=, the validation metric that they watch.')
         if monitor is not None:
             evaluation.direction(monitor)
         self.model: nn.Module = model
-        self.optimizer = {"embedding": "rowwise_adagrad", "default": "adam"} if optimizer is None else optimizer
-        self.lr, self.epochs, self.batch_size, self.negatives = lr, epochs, batch_size, negatives
+        self.epochs, self.batch_size, self.negatives = epochs, batch_size, negatives
         self.clip, self.regularization = clip, dict(regularization or {})
         self.precision, self.accumulate = precision, accumulate
+        self.average, self.reset_embeddings = average, reset_embeddings
         self.monitor, self.patience, self.min_delta, self.seed = monitor, patience, min_delta, seed
         self.checkpoints = None if checkpoint is None else checkpoints.Checkpoints(checkpoint)
         self.checkpoint_every = checkpoint_every
@@ -159,11 +188,18 @@ class Trainer:
         self.callbacks: list[Callback] = [Progress(progress), *extra, *callbacks]
         where = next(iter(model.parameters()), torch.empty(0)).device
         self.device = torch.device(device) if device is not None else where
-        route(model, self.optimizer, lr)  # a wrong key is an error here, not after the data was encoded
+        kind = type(averaging.get(average, nn.Module()))
+        if reset_embeddings and kind is averaging.SWA:
+            raise ConfigError(
+                'average="swa" is a mean over epochs, and reset_embeddings=True begins anew in each: take "ema".'
+            )
+        self.memory: memory.Memory | None = None  # the estimate, from the start of `fit`
         assign(model, self.regularization, "regularization=")
 
     # -- the three verbs ----------------------------------------------------------------------------------------------
-    def fit(self, train: Any, valid: Any = None, *, resume: bool = False) -> FitResult:
+    def fit(
+        self, train: Any, valid: Any = None, *, resume: bool = False, start_from: str | Path | None = None
+    ) -> FitResult:
         """Train; afterwards the model has its best weights (with `monitor`) or its last, and is in eval mode.
 
         Args:
@@ -171,9 +207,14 @@ class Trainer:
                 read again and again.
             resume: go on from the newest checkpoint to the very weights that an uninterrupted run would have had, or
                 start anew if there is none. Without it, a folder that holds checkpoints is refused, so that none is lost.
+            start_from: the checkpoints of another run, or a saved model: begin with its last weights and, of a checkpoint,
+                its optimisers' state. Tables may have grown since (``encoder.grown``): old rows are carried over, new
+                ones are as the model has them. Steps, schedules and epochs begin at 0. Where `resume` finds a checkpoint
+                of this run, that one counts.
 
         Raises:
-            TrainingError: a loss that is not finite, naming what caused it; a checkpoint of another model or settings.
+            TrainingError: a loss that is not finite, naming what caused it; a checkpoint of another model or settings, or
+                one that could not be written: the run stops, and those before it are whole.
         """
         if self.monitor is not None and valid is None:
             raise ConfigError(f"monitor={self.monitor!r} watches validation data; pass valid=.")
@@ -186,8 +227,12 @@ class Trainer:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
             run = _Run(self, loader, feeding.encoded(valid, self.model))
-            with _sparse(self.model, run.groups, self.regularization), _interruptible() as stop:
-                result = run.go(resume, stop)
+            with (
+                _sparse(self.model, run.groups, self.regularization),
+                _interruptible() as stop,
+                self.checkpoints or nullcontext(),
+            ):
+                result = run.go(resume, start_from, stop)
         if hasattr(self.model, "fitted"):
             self.model.fitted = True  # type: ignore[assignment]
         return result
@@ -219,27 +264,34 @@ class Trainer:
     def _autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def _settings(self, groups: list[Group], total: int | None, length: int | None) -> dict[str, Any]:
+    def _settings(self, turns: list[Turn], total: int | None, length: int | None) -> dict[str, Any]:
         """What must be equal for two runs to be one."""
-        schedule = self.schedule
-        looks_ahead = schedule is not schedules.constant and not isinstance(schedule, schedules.Plateau)
+        looks_ahead = any(_looks_ahead(s) for s in self.schedules.values())
+        named = {key: _named(s) for key, s in self.schedules.items()}
         return {
             "parameters": {n: f"{p.dtype} {list(p.shape)}" for n, p in self.model.named_parameters()},
             "optimizers": {
-                g.key: {
+                turn.head + g.key: {
                     "class": type(g.optimizer).__name__,
                     "parameters": list(g.params),
                     "options": {k: repr(v) for k, v in g.optimizer.defaults.items()},
                 }
-                for g in groups
+                for turn in turns
+                for g in turn.groups
             },
-            "schedule": _named(schedule),
+            "schedule": next(iter(named.values())) if len(set(named.values())) == 1 else named,
             "total steps": total if looks_ahead else None,
             "batches": length,
             "regularization": self.regularization,
             **{k: getattr(self, k) for k in ("clip", "precision", "accumulate", "seed", "batch_size", "negatives")},
             **{k: getattr(self, k) for k in ("monitor", "patience", "min_delta")},
+            **{k: getattr(self, k) for k in ("average", "reset_embeddings", "compile")},
         }
+
+
+def _looks_ahead(schedule: Any) -> bool:
+    """Whether it asks for the number of all steps."""
+    return schedule is not schedules.constant and not isinstance(schedule, schedules.Plateau)
 
 
 def _named(schedule: Any) -> str:
@@ -288,7 +340,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _sparse(model: nn.Module, groups: list[Group], regularization: Mapping[str, float]) -> Iterator[None]:
     """Sparse gradients for the tables whose optimiser is ours, while training; a whole-table penalty makes them dense."""
     penalised = {id(p) for params in assign(model, regularization, "regularization=").values() for p in params.values()}
-    ours = {id(p) for g in groups if g.ours for p in g.params.values()} - penalised
+    theirs = {id(p) for g in groups if not g.ours for p in g.params.values()}
+    ours = {id(p) for g in groups if g.ours for p in g.params.values()} - theirs - penalised
     changed = [
         m
         for m in model.modules()
@@ -308,18 +361,16 @@ class _Run:
 
     def __init__(self, trainer: Trainer, loader: Iterable[Any], valid: Any) -> None:
         self.t, self.model, self.loader, self.valid = trainer, trainer.model, loader, valid
-        self.groups = route(self.model, trainer.optimizer, trainer.lr)
-        self.params = [p for g in self.groups for p in g.params.values()]
+        self.turns = turns(self.model, trainer.optimizer, trainer.lr, trainer.alternate)
+        self.groups = [g for turn in self.turns for g in turn.groups]
+        self.params = list({id(p): p for turn in self.turns for p in turn.params}.values())
         penalties = assign(self.model, trainer.regularization, "regularization=")
         self.penalties = [(p, trainer.regularization[key]) for key, ps in penalties.items() for p in ps.values()]
         self.batches = feeding.length(loader)
         self.total = None if self.batches is None else trainer.epochs * math.ceil(self.batches / trainer.accumulate)
-        self.schedule = trainer.schedule
-        self.plateau = None
-        if isinstance(self.schedule, schedules.Plateau):
-            s = self.schedule
-            self.plateau = schedules.Plateau(s.factor, s.floor, s.patience)  # the Trainer may fit twice
-        elif self.schedule is not schedules.constant and self.total is None:
+        self.schedules = schedules.anew(trainer.schedules)  # the Trainer may fit twice
+        self.plateaus = list({id(s): s for s in self.schedules.values() if isinstance(s, schedules.Plateau)}.values())
+        if self.total is None and any(_looks_ahead(s) for s in self.schedules.values()):
             raise ConfigError(
                 "The schedule needs the number of steps, and the batches have no len(). Use a Loader or a list."
             )
@@ -329,7 +380,12 @@ class _Run:
             known = evaluation.meters(self.model, trainer.monitor)
             if known and not hasattr(self.model, "validate"):
                 evaluation.resolve(trainer.monitor, [*known, "loss"])
-        self.settings = trainer._settings(self.groups, self.total, self.batches)
+        self.settings = trainer._settings(self.turns, self.total, self.batches)
+        self.tables: list[Any] = [m for m in self.model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+        self.average: averaging.Average | None = None
+        self.losses: Any = self.model.losses
+        if trainer.compile is not None:
+            self.losses = torch.compile(self.losses, mode=trainer.compile)
         self.epoch = self.batch = self.step = 0  # finished epochs, batches of this epoch, steps of the run
         self.finished = False
         self.sums: dict[str, Tensor] = {}  # of the losses of this epoch, on the device
@@ -338,9 +394,12 @@ class _Run:
         self.spent = 0.0  # seconds of this epoch before the process was restarted
 
     # -- the loop -----------------------------------------------------------------------------------------------------
-    def go(self, resume: bool, stop: _Stop) -> FitResult:
+    def go(self, resume: bool, start_from: str | Path | None, stop: _Stop) -> FitResult:
         begun = time.perf_counter()
-        self._resume(resume)
+        self.average = averaging.get(self.t.average, self.model)  # here, for it asks which tables are sparse
+        if not self._resume(resume) and start_from is not None:
+            incremental.start(start_from, self.model, self.turns)
+        self.t.memory = self._memory()
         self.saved_at = time.monotonic()
         for callback in self.t.callbacks:
             callback.on_start(self.t, self.batches)
@@ -360,6 +419,8 @@ class _Run:
                 interrupted = stop.asked and not self.finished
             if self.best is not None and self.best.weights:
                 self.model.load_state_dict(self.best.weights)
+            elif self.average is not None:
+                self.average.keep()
             self.model.eval()
         finally:
             if self.best is not None:
@@ -373,6 +434,8 @@ class _Run:
     def _epoch(self, stop: _Stop) -> bool:
         """The rest of an epoch; whether it was interrupted."""
         self.model.train()
+        if self.t.reset_embeddings and self.epoch and not self.batch:
+            self._reset_embeddings()
         self.epoch_begun = self.read_at = time.perf_counter()
         self.read_samples, self.read_sums, self.read_batch = self.samples, self._copy_sums(), self.batch
         for window in feeding.windows(self._rest(), self.t.accumulate):
@@ -391,15 +454,19 @@ class _Run:
         return self.loader
 
     def _step(self, window: list[Any]) -> None:
+        turn = self.turns[self.step % len(self.turns)]
         batches = [feeding.moved(batch, self.t.device) for batch in window]
         shares = feeding.shares(batches, self.model) if self.t.accumulate > 1 else [None]
         for batch, share in zip(batches, shares, strict=True):
+            if self.t.compile is not None:
+                torch.compiler.cudagraph_mark_step_begin()
             with self.t._autocast():
-                losses = self.model.losses(batch)  # type: ignore[operator]
+                losses = self.losses(batch)
             if share is not None:
                 losses = {name: loss * share.get(name, share[""]) for name, loss in losses.items()}
-            loss = sum(losses.values())
-            assert isinstance(loss, Tensor)
+            if turn.names is not None and not self.sums:
+                check_names(self.turns, losses)
+            loss = turn.loss(losses)
             for name, value in losses.items():
                 value = value.detach().double()
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
@@ -409,20 +476,69 @@ class _Run:
         for p, penalty in self.penalties:
             p.grad = p.detach() * penalty if p.grad is None else p.grad.add_(p.detach(), alpha=penalty)
         if self.t.clip is not None:
-            clip(self.params, self.t.clip)
-        for group in self.groups:
-            group.scale(self._rate)
+            clip(turn.params, self.t.clip)
+        self._renew()
+        if self.average is not None:
+            self.average.before_step()
+        for group in turn.groups:
+            group.scale(partial(self._rate, group.key))
             group.optimizer.step()
-            group.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.after_step()
+        for p in self.params:
+            p.grad = None
         self.step += 1
         self.batch += len(window)
         if time.perf_counter() - self.read_at >= READ_SECONDS:
             self._read()
 
-    def _rate(self, base: float) -> float:
-        if self.plateau is not None:
-            return self.plateau.rate(base)
-        return base * self.schedule(self.step, self.total or 0)  # type: ignore[operator]
+    def _rate(self, key: str, base: float) -> float:
+        schedule = self.schedules[key]
+        if isinstance(schedule, schedules.Plateau):
+            return schedule.rate(base)
+        return base * schedule(self.step, self.total or 0)
+
+    def _renew(self) -> None:
+        """Rows that have a new owner begin with no history, in the optimisers as in the average."""
+        for table in self.tables:
+            rows = table.renewed() if hasattr(table, "renewed") else None
+            if rows is None:
+                continue
+            for group in self.groups:
+                if any(p is table.weight for p in group.params.values()):
+                    optimizers.reset_rows(group.optimizer, table.weight, rows)
+            if self.average is not None:
+                self.average.renew(table.weight, rows)
+
+    def _reset_embeddings(self) -> None:
+        for table in self.tables:
+            if table.weight.requires_grad:
+                table.reset_parameters()
+                for group in self.groups:
+                    group.optimizer.state.pop(table.weight, None)
+                if self.average is not None:
+                    self.average.renew(table.weight)
+
+    def _memory(self) -> memory.Memory:
+        """The estimate, with a warning where the machine has less."""
+        batch, times = feeding.example(self.loader)
+        copies = {"average": self.average is not None, "best": self.best is not None}
+        found = memory.estimate(
+            self.model,
+            self.groups,
+            batch=batch,
+            times=times * self.t.accumulate,
+            checkpoint=self.t.checkpoints is not None,
+            device=self.t.device,
+            **copies,
+        )
+        if found.short:
+            warnings.warn(
+                f"Training takes about {memory.size(found.wanted)} beside the weights, and {memory.size(found.free or 0)} are "
+                "free. A row-wise optimiser, smaller tables or bf16 storage need less.",
+                stacklevel=2,
+            )
+        return found
 
     def _check(self, losses: dict[str, Tensor], loss: Tensor, batch: Any) -> None:
         """A loss that is not finite ends the run. On a CPU it is seen before it can spoil a weight."""
@@ -459,7 +575,7 @@ class _Run:
         self.read_at, self.read_sums, self.read_samples, self.read_batch = now, sums, self.samples, self.batch
 
     def _rates(self) -> dict[str, float]:
-        return {g.key: g.optimizer.param_groups[0]["lr"] for g in self.groups}
+        return {t.head + g.key: g.optimizer.param_groups[0]["lr"] for t in self.turns for g in t.groups}
 
     def _close_epoch(self) -> None:
         """Validation, the record, the best weights, the plateau, and whether there is another epoch."""
@@ -471,22 +587,29 @@ class _Run:
         windows = math.ceil(self.batch / self.t.accumulate)
         losses = {name: value / windows for name, value in self._copy_sums().items()}
         self.epoch += 1
+        averaged: AbstractContextManager = nullcontext()
+        if self.average is not None:
+            self.average.after_epoch(self.epoch)
+            averaged = self.average.applied()
         record = {
             "epoch": self.epoch,
             "step": self.step,
             "loss": sum(losses.values()),
             "losses": losses,
-            "valid": {} if self.valid is None else self.t._measure(self.valid),
+            "valid": {},
             "lr": self._rates(),
             "seconds": seconds,
             "rate": self.samples / max(1e-9, seconds),
         }
         self.epochs.append(record)
+        with averaged:
+            if self.valid is not None:
+                record["valid"] = self.t._measure(self.valid)
+            improved = self.best is not None and self.best.observe(record, self.model)
         self.finished = self.epoch >= self.t.epochs
         if self.best is not None:
-            improved = self.best.observe(record, self.model)
-            if self.plateau is not None:
-                self.plateau.observe(improved)
+            for plateau in self.plateaus:
+                plateau.observe(improved)
             self.finished = self.finished or self.best.exhausted
         for callback in self.t.callbacks:
             callback.on_epoch(record)
@@ -515,34 +638,41 @@ class _Run:
             "spent": self.spent + in_epoch,
             "epochs": self.epochs,
             "loader": loader,
-            "plateau": None if self.plateau is None else self.plateau.state_dict(),
+            "plateaus": [plateau.state_dict() for plateau in self.plateaus],
+            "tables": incremental.tables(self.model),
             "best": None if self.best is None else {k: getattr(self.best, k) for k in ("value", "epoch", "waited")},
         }
         pieces = {
             "model": checkpoints.piece(self.model.state_dict()),
-            "optimizers": checkpoints.packed(self.groups),
+            **{f"optimizers-{i}": checkpoints.packed(turn.groups) for i, turn in enumerate(self.turns)},
             "random": checkpoints.randomness(self.t.device),
             "sums": checkpoints.piece(self.sums),
         }
         if self.best is not None and self.best.weights:
-            pieces["best"] = checkpoints.piece(self.best.weights)
+            pieces["best"] = checkpoints.piece(self.best.weights, fixed=True)
+        if self.average is not None:
+            pieces["average"] = checkpoints.piece(*self.average.state())
         self.t.checkpoints.save(self.step, pieces, meta)
         self.saved_at = time.monotonic()
 
-    def _resume(self, resume: bool) -> None:
+    def _resume(self, resume: bool) -> bool:
+        """Whether there was a checkpoint to go on from."""
         store = self.t.checkpoints
-        saved = None if store is None else store.latest()
-        if saved is None:
-            return
-        if not resume:
+        if store is not None and not resume and store.complete():
             raise TrainingError(
-                f"{str(store.folder)!r} holds a checkpoint of step {saved.meta['step']}. "  # type: ignore[union-attr]
+                f"{str(store.folder)!r} holds a checkpoint of step {int(store.complete()[-1].name[5:])}. "
                 "Pass resume=True to go on from it, or another folder to start anew."
             )
+        saved = None if store is None else store.latest()
+        if saved is None:
+            return False
         meta = saved.meta
         checkpoints.require_same(meta["settings"], self.settings, saved.path)
         self.model.load_state_dict(saved.piece("model").tensors)
-        checkpoints.unpack(self.groups, saved.piece("optimizers"))
+        for i, turn in enumerate(self.turns):
+            checkpoints.unpack(turn.groups, saved.piece(f"optimizers-{i}"))
+        if self.average is not None:
+            self.average.load_state(saved.piece("average").tensors, saved.piece("average").config)  # type: ignore[arg-type]
         checkpoints.restore_randomness(saved.piece("random"), self.t.device)
         self.sums = {k: v.to(self.t.device, copy=True) for k, v in saved.piece("sums").tensors.items()}  # type: ignore[union-attr]
         self.epoch, self.batch, self.step = meta["epoch"], meta["batch"], meta["step"]
@@ -552,11 +682,12 @@ class _Run:
             self.epochs.append(record)
         if hasattr(self.loader, "load_state_dict"):
             self.loader.load_state_dict(meta["loader"])  # type: ignore[attr-defined]
-        if self.plateau is not None:
-            self.plateau.load_state_dict(meta["plateau"])
+        for plateau, state in zip(self.plateaus, meta["plateaus"], strict=True):
+            plateau.load_state_dict(state)
         if self.best is not None:
             for key, value in meta["best"].items():
                 setattr(self.best, key, value)
             if "best" in saved.pieces:
                 self.best.weights = {k: v.clone().to(self.t.device) for k, v in saved.piece("best").tensors.items()}  # type: ignore[union-attr]
         self.finished = self.epoch >= self.t.epochs or (self.best is not None and self.best.exhausted)
+        return True
