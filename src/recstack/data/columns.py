@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recstack.bundle.store import _locked
+from recstack.data.folder import Writer, read, release, wanted
 from recstack.data.store import Block, ItemStore, padded_lists
 from recstack.errors import DataError, SchemaError
 from recstack.kernels import jagged
 from recstack.schema import History, Schema
-
-FORMAT = 1
 
 
 @dataclass(eq=False)
@@ -294,15 +294,68 @@ class Columns:
             catalog=self.catalog,
         )
 
+    # -- memory and identity ------------------------------------------------------------------------------------------
+    def release(self, start: int, stop: int) -> None:
+        """Give back the memory of these requests' pages, and of all that requests point to, where it is mapped.
+
+        Nothing is lost: a page that is asked for again is read again.
+        """
+        for array, first, last in self._extents(start, stop):
+            release(array, first, last)
+        pointed = [h.items for h in self._histories.values()]
+        pointed += [h.times for h in self._histories.values() if h.times is not None]
+        for block in (self._users, self._items):
+            pointed += [] if block is None else block.arrays("").values()
+        for array in pointed:
+            release(array, 0, len(array))
+
+    def wanted(self, start: int, stop: int) -> None:
+        """Begin to read these requests from the disk, where they are mapped."""
+        for array, first, last in self._extents(start, stop):
+            wanted(array, first, last)
+
+    def _extents(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, int, int]]:
+        """What is stored in the order of requests: each array, and where these requests' part of it begins and ends."""
+        rows = (start, stop) if self._lists is None else (int(self._lists[start]), int(self._lists[stop]))
+        single = [(self._user_rows, start, stop), (self.times, start, stop), (self._lists, start, stop)]
+        single += [(x, *rows) for x in (self._item_rows, self.weights)]
+        single += [(x, start, stop) for h in self._histories.values() for x in (h.begin, h.end)]
+        yield from ((array, a, b) for array, a, b in single if array is not None)
+        for block, (a, b) in ((self._user, (start, stop)), (self._item, rows), (self._labels, rows)):
+            yield block.ids, a, b
+            yield block.floats, a, b
+            for values, offsets in block.lists.values():
+                yield values, int(offsets[a]), int(offsets[b])
+                yield offsets, a, b
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells these columns from others: names, sizes, and rows at 64 places of each array."""
+        digest = hashlib.blake2b(
+            json.dumps([self.manifest()["blocks"], list(self._histories)]).encode(), digest_size=16
+        )
+        for name, array in sorted(self.arrays().items()):
+            at = np.linspace(0, len(array) - 1, min(64, len(array))).astype(np.int64)
+            digest.update(f"{name} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array[at]).tobytes())
+        return digest.hexdigest()
+
     # -- files --------------------------------------------------------------------------------------------------------
     def save(self, folder: str | Path) -> None:
-        """One .npy file per array and a manifest, written last."""
+        """One .npy file per array and a manifest, written last: what the folder held before stays until then.
+
+        Raises:
+            DataError: a file cannot be written, by name.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        manifest = folder / "columns.json"
-        manifest.unlink(missing_ok=True)
-        blocks = {"user": self._user, "item": self._item, "users": self._users, "items": self._items}
-        blocks |= {"labels": self._labels, "catalog": None if self.catalog is None else self.catalog.block}
+        with _locked(folder), Writer(folder) as writer:
+            for name, array in self.arrays().items():
+                writer.append(name, array)
+            writer.finish(self.manifest())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything by the names that the files have."""
         arrays: dict[str, np.ndarray | None] = {
             "user_rows": self._user_rows,
             "item_rows": self._item_rows,
@@ -311,26 +364,25 @@ class Columns:
             "weights": self.weights,
             "catalog.ids": None if self.catalog is None else self.catalog.ids,
         }
-        for name, block in blocks.items():
-            arrays |= {} if block is None else block.arrays(name)
+        for name, block in self._blocks().items():
+            arrays |= block.arrays(name)
         for j, at in enumerate(self._histories.values()):
             arrays |= {f"history{j}.{k}": getattr(at, k) for k in ("items", "times", "begin", "end")}
-        files = {}
-        for name, array in arrays.items():
-            if array is not None:
-                np.save(folder / f"{name}.npy", array)
-                files[name] = (folder / f"{name}.npy").stat().st_size
-        content = {
-            "format": FORMAT,
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    def manifest(self) -> dict[str, Any]:
+        """What `load` must know beside the arrays, as JSON."""
+        return {
             "schema": self.schema.to_dict(),
             "implicit": self.implicit,
-            "blocks": {n: b.spec() for n, b in blocks.items() if b is not None},
+            "blocks": {n: b.spec() for n, b in self._blocks().items()},
             "histories": list(self._histories),
-            "files": files,
         }
-        draft = folder / ".columns.json.tmp"
-        draft.write_text(json.dumps(content, indent=1), "utf8")
-        os.replace(draft, manifest)
+
+    def _blocks(self) -> dict[str, Block]:
+        blocks = {"user": self._user, "item": self._item, "users": self._users, "items": self._items}
+        blocks |= {"labels": self._labels, "catalog": None if self.catalog is None else self.catalog.block}
+        return {n: b for n, b in blocks.items() if b is not None}
 
     @classmethod
     def load(cls, folder: str | Path, encoder: Any = None) -> Columns:
@@ -342,16 +394,11 @@ class Columns:
         Raises:
             DataError: naming the file that is missing, truncated or of another format.
         """
-        folder = Path(folder)
-        try:
-            content = json.loads((folder / "columns.json").read_text("utf8"))
-        except FileNotFoundError:
-            raise DataError(f"There are no saved columns at {str(folder)!r}: it has no columns.json.") from None
-        except (OSError, ValueError) as error:
-            raise DataError(f"{str(folder / 'columns.json')!r} cannot be read: {error}.") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise DataError(f"{str(folder / 'columns.json')!r} is not of format {FORMAT}; encode the data again.")
-        arrays = {name: _mapped(folder / f"{name}.npy", size) for name, size in content["files"].items()}
+        return cls.restore(*read(Path(folder)), encoder)
+
+    @classmethod
+    def restore(cls, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray], encoder: Any = None) -> Columns:
+        """From what `manifest` and `arrays` gave."""
         blocks = {n: Block.restore(spec, arrays, n) for n, spec in content["blocks"].items()}
         histories = {
             name: HistoryPointers(*(arrays.get(f"history{j}.{k}") for k in ("items", "times", "begin", "end")))  # type: ignore[arg-type]
@@ -379,22 +426,3 @@ def _one_each(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """[R, ...] as [R, 1, ...]; flat lists have the same offsets for R rows as for R × 1."""
     flat: Iterable[str] = {n.removesuffix("@offsets") for n in batch if n.endswith("@offsets")}
     return {n: t if n in flat or n.endswith("@offsets") else t.unsqueeze(1) for n, t in batch.items()}
-
-
-def _mapped(path: Path, size: int) -> np.ndarray:
-    try:
-        found = path.stat().st_size
-        if found != size:
-            raise DataError(f"{str(path)!r} has {found} bytes in place of {size}; it was truncated or altered.")
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{str(path)!r} is missing from the saved columns.") from None
-    except (OSError, EOFError) as error:
-        raise DataError(f"{str(path)!r} cannot be read: {error}.") from error
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        if "empty" in str(error):  # an array without entries cannot be mapped
-            return np.load(path, allow_pickle=False)
-        raise DataError(f"{str(path)!r} is not an array: {error}.") from error
-    return np.asarray(array)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from recstack import bundle
 from recstack.data.columns import Columns, HistoryPointers, history_batch
+from recstack.data.learning import Learning, check_shape, id_kind, list_offsets, log1p, missing, numbers, what
 from recstack.data.raw import KINDS, Raw
 from recstack.data.store import Block, Encoded, ItemStore
 from recstack.data.vocabulary import FIRST, OOV, Hashed, Vocabulary, pack_text, tokens, unpack_text
@@ -34,6 +36,19 @@ from recstack.schema import (
 
 if TYPE_CHECKING:  # the log brings polars, which serving must not import
     from recstack.data.log import Log
+
+
+@dataclass
+class Part:
+    """Encoded rows: a request's side per head, a candidate's side and labels per row."""
+
+    user: Block
+    item: Block
+    user_rows: np.ndarray | None
+    item_rows: np.ndarray | None
+    times: np.ndarray | None
+    labels: Block
+    weights: np.ndarray | None
 
 
 class Encoder:
@@ -71,78 +86,71 @@ class Encoder:
         """
         if not len(log):
             raise DataError(f"{log!r} has no rows to learn from.")
-        self.__dict__.pop("fingerprint", None)
-        columns = {f.name: self._training_column(log, f) for f in self.schema.features if not isinstance(f, History)}
-        lists = [log.raw(h.name) for h in self.schema.histories if log.has(h.name)]
-        sizes: dict[str, int] = {}
-        for table in self.schema.tables:
-            sharing = [f for f in self.schema.features if is_embedded(f) and f.table_name == table]  # type: ignore[attr-defined]
-            first = sharing[0]
-            if isinstance(first, Numeric):
-                sizes[table] = first.bins + FIRST
-                continue
-            raws = [columns[f.name] for f in sharing]
-            if any(f.name == self.schema.item for f in sharing):
-                raws += lists
-            self._tables[table] = learned = self._learn(table, sharing, raws)
-            sizes[table] = learned.size
-        for f in self.schema.features:
-            if isinstance(f, Numeric):
-                self._numbers[f.name] = _statistics(f, _numbers(f, columns[f.name]))
-        self.schema = _sized(self.schema, sizes, self)
-        self._fit_catalog(log, columns)
+        learning = Learning(self.schema)
+        learning.add(log)
+        self.learn(learning)
+        self._fit_catalog(log, learning)
         return self
 
-    def _training_column(self, log: Log, feature: Feature) -> Raw:
-        place = log.place(feature.name)
-        if place is None:
-            raise _missing(feature, log)
-        raw = log.raw(feature.name, place)
-        _check_shape(feature, raw)
-        if place != "events":
-            rows = np.unique(log.rows_of(place))
-            raw = raw.take(rows[rows >= 0])
-        return raw
+    def learn(self, learning: Learning) -> None:
+        """Take over vocabularies and statistics; the catalog is another matter."""
+        learning.finish()
+        self.__dict__.pop("fingerprint", None)
+        self._tables, self._numbers = learning.tables(), learning.statistics()
+        self._size()
 
-    def _learn(self, table: str, sharing: Sequence[Feature], raws: Sequence[Raw]) -> Vocabulary | Hashed:
-        kinds = {}
-        for f, raw in zip(sharing, raws, strict=False):
-            kinds.setdefault(_id_kind(f, raw), f.name)
-        kinds.pop("null", None)
-        if len(kinds) > 1:
-            (a, first), (b, second) = kinds.items()
-            raise SchemaError(
-                f"Columns {first!r} and {second!r} share table {table!r}, and hold {KINDS[a]} and {KINDS[b]}; cast one."
-            )
-        kind = next(iter(kinds), "null")
-        buckets = getattr(sharing[0], "buckets", None)
-        if buckets is not None:
-            return Hashed(table, buckets, kind)
-        parts = [_counted(raw) for raw in raws if raw.kind == kind]
-        values, count = _merged(parts)
-        return Vocabulary(values[count >= max(f.min_count for f in sharing)])  # type: ignore[attr-defined]
+    def _size(self) -> None:
+        """The schema with the sizes of the tables."""
+        sizes = {name: table.size for name, table in self._tables.items()}
+        for f in self.schema.features:
+            if is_embedded(f):
+                sizes.setdefault(f.table_name, f.bins + FIRST if isinstance(f, Numeric) else 0)
+        features = [replace(f, size=sizes[f.table_name]) if is_embedded(f) else f for f in self.schema.features]  # type: ignore[type-var]
+        self.schema = self.schema.replace(features=features, encoder=self)
 
-    def _fit_catalog(self, log: Log, columns: Mapping[str, Raw]) -> None:
-        """Item features by item id: from the items frame, or as they were in the item's last training event."""
+    def _fit_catalog(self, log: Log, learning: Learning, old: Encoder | None = None) -> None:
         key = self.schema.item
         if key is None:
             return
         feature = self.schema.feature(key)
-        table = self._table(feature)
-        events = self._ids(feature, columns[key])
         order = np.arange(len(log)) if not log.has(self.schema.time) else np.argsort(log.times, kind="stable")
-        last = np.full(table.size, -1, np.int64)
-        last[events[order]] = order
+        last = np.full(self._table(feature).size, -1, np.int64)
+        last[self._ids(feature, log.raw(key))[order]] = order
+        values, _ = learning.counts[feature.table_name].total()  # type: ignore[attr-defined]
+        self.set_catalog(log, last, values, lambda f, rows: self._column(f, log.raw(f.name).take(rows)), old)
+
+    def set_catalog(
+        self,
+        log: Log,
+        last: np.ndarray,
+        values: np.ndarray,
+        encoded: Callable[[Feature, np.ndarray], Encoded],
+        old: Encoder | None = None,
+    ) -> None:
+        """Item features by item id: from the items frame, or as they were in the item's last training event.
+
+        Args:
+            log: its items frame is read.
+            last: int64 [size]: the last event of each item id, -1 for none.
+            values: raw values of a hashed item key; a learned vocabulary knows its own.
+            encoded: a feature's encoded values in these events.
+            old: the encoder that this one grew from, whose catalog tells of items that the events do not.
+        """
+        key = self.schema.item
+        assert key is not None
+        feature = self.schema.feature(key)
+        table = self._table(feature)
         framed = np.full(table.size, -1, np.int64)
         if log.items is not None:
             ids = self._ids(feature, log.raw(key, "items"))
             framed[ids[::-1]] = np.arange(len(ids))[::-1]  # of two items in one bucket, the first row
+        before = None if old is None else old.catalog
         if isinstance(table, Vocabulary):
             live, self._item_values = np.arange(FIRST, table.size), None
         else:
-            values, _ = _merged([_counted(columns[key])])
-            ids = table.ids(values)
-            live, first = np.unique(ids, return_index=True)
+            if old is not None and old._item_values is not None:
+                values = np.concatenate([old._item_values, values])  # of two items in one bucket, the old one stays
+            live, first = np.unique(table.ids(values), return_index=True)
             self._item_values = values[first]
 
         def encode(f: Feature) -> Encoded:
@@ -152,26 +160,70 @@ class Encoder:
                 return out
             in_frame = log.items is not None and f.name in log.items.columns
             rows = (framed if in_frame else last)[live]
-            raw = log.raw(f.name, "items" if in_frame else "events")
-            return self._scattered(f, raw.take(rows[rows >= 0]), live[rows >= 0], table.size)
+            at, rows = live[rows >= 0], rows[rows >= 0]
+            if in_frame:
+                new = self._column(f, log.raw(f.name, "items").take(rows))
+            elif log.has(f.name):
+                new = encoded(f, rows)
+            else:  # only a grown encoder goes on without the column
+                at, new = at[:0], self._column(f, Raw(np.zeros(0, np.int64)))
+            return self._scattered(f, new, at, table.size, before)
 
         self.catalog = ItemStore(Block.build(table.size, self.schema.by_role("item"), encode), live.astype(np.int64))
 
-    def _scattered(self, feature: Feature, raw: Raw, rows: np.ndarray, size: int) -> Encoded:
-        """The encoded column in these rows of a store, nothing in row 0, "unknown" in the others."""
-        encoded, unknown = self._column(feature, raw), self._unknown(feature)
+    def _scattered(
+        self, feature: Feature, encoded: Encoded, rows: np.ndarray, size: int, before: ItemStore | None = None
+    ) -> Encoded:
+        """An encoded column in these rows of a store; nothing in row 0; the others as they were `before`, or "unknown"."""
         if isinstance(encoded, tuple):
             values, offsets = encoded
-            count = np.zeros(size, np.int64)
-            count[rows] = np.diff(offsets)
-            order = np.argsort(rows, kind="stable")
-            values, _ = jagged.gather(values, offsets[:-1][order], offsets[1:][order])
-            return values, np.concatenate([[0], np.cumsum(count)])
+            begin, end = np.zeros(size, np.int64), np.zeros(size, np.int64)
+            if before is not None:
+                old, bounds = before.block.lists[feature.name]
+                begin[: before.size], end[: before.size] = bounds[:-1] + len(values), bounds[1:] + len(values)
+                values = np.concatenate([values, old])
+            begin[rows], end[rows] = offsets[:-1], offsets[1:]
+            return jagged.gather(values, begin, end)
         out = np.empty((size, *encoded.shape[1:]), encoded.dtype)
-        out[:] = unknown
+        out[:] = self._unknown(feature)
+        if before is not None:
+            out[: before.size] = before.block.column(feature.name)
         out[0] = 0
         out[rows] = encoded
         return out
+
+    def grown(self, log: Log) -> Encoder:
+        """An encoder that also knows what is new in these rows, for training that goes on with them.
+
+        Old values keep their ids; values that are new and come `min_count` times in these rows follow them, ascending.
+        Statistics of numbers stay as they were, since the trained weights rest on them. The catalog holds old and new
+        items, each as these rows (or their items frame) show it last.
+
+        Raises:
+            DataError: the log has no rows.
+            SchemaError: a column is missing, or holds another kind of values than before.
+        """
+        self._require_fit()
+        if not len(log):
+            raise DataError(f"{log!r} has no rows to learn from.")
+        learning = Learning(self.schema)
+        learning.add(log)
+        learning.finish()
+        encoder = Encoder(self.schema)
+        encoder._numbers = self._numbers
+        for name, new in learning.tables().items():
+            old = self._tables[name]
+            if "null" not in (old.kind, new.kind) and old.kind != new.kind:
+                raise SchemaError(
+                    f"Table {name!r} holds {KINDS[old.kind]}, and the new rows hold {KINDS[new.kind]}; cast them."
+                )
+            if isinstance(old, Vocabulary) and isinstance(new, Vocabulary):
+                encoder._tables[name] = old.grown(new.values) if new.kind != "null" else old
+            else:
+                encoder._tables[name] = new if old.kind == "null" else old
+        encoder._size()
+        encoder._fit_catalog(log, learning, self)
+        return encoder
 
     def _unknown(self, feature: Feature) -> Any:
         """What an entity of which nothing is known has: OOV, the fill, or zeros."""
@@ -200,66 +252,95 @@ class Encoder:
             order = np.argsort(group, kind="stable")
             lists = np.concatenate([[0], np.cumsum(np.bincount(group))]) if len(group) else np.zeros(1, np.int64)
             heads = order[lists[:-1]]
-        pointers: dict[str, np.ndarray] = {}
-        stores: dict[str, Block] = {}
-        sides = {"users": (REQUEST_ROLES, heads), "items": (("item", "pair"), order)}
-        blocks: dict[str, Block] = {}
-        for side, (roles, at) in sides.items():
-            features = [f for f in self.schema.by_role(*roles) if not isinstance(f, History)]
-            places = {f.name: log.place(f.name) for f in features}
-            for f in features:
-                if places[f.name] is None:
-                    raise _missing(f, log)
-            own = [f for f in features if places[f.name] == "events"]
-            whole = at is rows
-            blocks[side] = Block.build(
-                len(at), own, lambda f, at=at, whole=whole: self._column(f, _part(log.raw(f.name), at, whole))
-            )
-            framed = [f for f in features if places[f.name] == side]
-            if framed:
-                pointers[side] = log.rows_of(side)[at] + 1
-                height, absent = log.frame(side).height, (pointers[side] == 0).sum()
-                for f in framed:
-                    if absent and (isinstance(f, Vector) or (isinstance(f, Numeric) and f.fill is None)):
-                        remedy = "drop those rows" if isinstance(f, Vector) else f'give Numeric("{f.name}", fill=...)'
-                        raise SchemaError(
-                            f"{absent} rows name a {side[:-1]} that the {side} frame lacks, so column {f.name!r} is null "
-                            f"there; add it, or {remedy}."
-                        )
-                put = np.arange(1, height + 1)
-                stores[side] = Block.build(
-                    height + 1, framed, lambda f, s=side, p=put: self._scattered(f, log.raw(f.name, s), p, len(p) + 1)
-                )
+        part = self.part(log, heads, order, labels=labels)
+        stores = self.stores(log)
         columns = Columns(
             schema=self.schema,
-            user=blocks["users"],
-            item=blocks["items"],
+            user=part.user,
+            item=part.item,
             users=stores.get("users"),
             items=stores.get("items"),
-            user_rows=pointers.get("users"),
-            item_rows=pointers.get("items"),
+            user_rows=part.user_rows,
+            item_rows=part.item_rows,
             lists=lists,
             histories={h.name: self._pointers(log, h, heads) for h in self.schema.histories},
-            times=log.times[heads] if log.has(self.schema.time) else None,
-            label_block=_labels(self.schema, log, order) if labels else Block.build(len(order), [], lambda f: None),
-            weights=None if log.weight is None else _weights(log, order),
+            times=part.times,
+            label_block=part.labels,
+            weights=part.weights,
             implicit=log.implicit,
             catalog=self.catalog,
         )
         if lists is not None and self.schema.user is not None:
             user = self._ids(self.schema.feature(self.schema.user), log.raw(self.schema.user))[order]
-            wrong = np.flatnonzero(user != np.repeat(user[lists[:-1]], np.diff(lists)))
-            if len(wrong):
-                raise DataError(
-                    f"{len(wrong)} rows have another {self.schema.user!r} than their request {log.request!r}; a request is one user's."
-                )
+            wrong = int((user != np.repeat(user[lists[:-1]], np.diff(lists))).sum())
+            if wrong:
+                raise several_users(wrong, self.schema.user, log.request)
         return columns
+
+    def part(self, log: Log, heads: np.ndarray, order: np.ndarray, *, labels: bool = True) -> Part:
+        """What columns hold of some rows by themselves: all but histories and the users and items frames.
+
+        Args:
+            heads: the row that speaks for each request.
+            order: the rows in the order of requests.
+        """
+        pointers: dict[str, np.ndarray] = {}
+        blocks: dict[str, Block] = {}
+        for side, at in (("users", heads), ("items", order)):
+            features = self._features(side)
+            places = {f.name: log.place(f.name) for f in features}
+            for f in features:
+                if places[f.name] is None:
+                    raise missing(f, log)
+            own = [f for f in features if places[f.name] == "events"]
+            whole = len(at) == len(log) and bool((at == np.arange(len(at))).all())
+            blocks[side] = Block.build(
+                len(at), own, lambda f, at=at, whole=whole: self._column(f, _part(log.raw(f.name), at, whole))
+            )
+            if len(own) == len(features):
+                continue
+            pointers[side] = log.rows_of(side)[at] + 1
+            absent = int((pointers[side] == 0).sum())
+            for f in (f for f in features if places[f.name] == side):
+                if absent and (isinstance(f, Vector) or (isinstance(f, Numeric) and f.fill is None)):
+                    remedy = "drop those rows" if isinstance(f, Vector) else f'give Numeric("{f.name}", fill=...)'
+                    raise SchemaError(
+                        f"{absent} rows name a {side[:-1]} that the {side} frame lacks, so column {f.name!r} is null "
+                        f"there; add it, or {remedy}."
+                    )
+        return Part(
+            user=blocks["users"],
+            item=blocks["items"],
+            user_rows=pointers.get("users"),
+            item_rows=pointers.get("items"),
+            times=log.times[heads] if log.has(self.schema.time) else None,
+            labels=_labels(self.schema, log, order) if labels else Block.build(len(order), [], lambda f: None),
+            weights=None if log.weight is None else _weights(log, order),
+        )
+
+    def stores(self, log: Log) -> dict[str, Block]:
+        """The attributes that live in the users and items frames, row 0 being the unknown user or item."""
+        out: dict[str, Block] = {}
+        for side in ("users", "items"):
+            framed = [f for f in self._features(side) if log.place(f.name) == side]
+            if framed:
+                at = np.arange(1, log.frame(side).height + 1)
+                out[side] = Block.build(
+                    len(at) + 1,
+                    framed,
+                    lambda f, s=side, at=at: self._scattered(f, self._column(f, log.raw(f.name, s)), at, len(at) + 1),
+                )
+        return out
+
+    def _features(self, side: str) -> list[Feature]:
+        roles = REQUEST_ROLES if side == "users" else ("item", "pair")
+        return [f for f in self.schema.by_role(*roles) if not isinstance(f, History)]
 
     def _pointers(self, log: Log, history: History, heads: np.ndarray) -> HistoryPointers:
         key = self.schema.feature(history.of[0])
         if log.has(history.name):
             raw = log.raw(history.name)
-            offsets = _offsets(history, raw)
+            offsets = list_offsets(history, raw)
             begin, end = offsets[:-1][heads], offsets[1:][heads]
             return HistoryPointers(self._ids(key, raw), None, np.maximum(begin, end - history.max_len), end)
         line = log.timelines[history.name]
@@ -282,7 +363,7 @@ class Encoder:
         batch = block.take(slice(None), padded=padded)
         for history in self.schema.histories:
             raw = _of_rows(rows, history)
-            bounds = _offsets(history, raw)
+            bounds = list_offsets(history, raw)
             ids = self._ids(self.schema.feature(history.of[0]), raw)
             flat, offsets = jagged.gather(ids, np.maximum(bounds[:-1], bounds[1:] - history.max_len), bounds[1:])
             batch |= history_batch(history, flat, offsets, self.catalog, padded=padded)
@@ -366,23 +447,23 @@ class Encoder:
 
     def _column(self, feature: Feature, raw: Raw) -> Encoded:
         if isinstance(feature, Numeric):
-            return _transformed(feature, _numbers(feature, raw), self._numbers[feature.name])
+            return _transformed(feature, numbers(feature, raw), self._numbers[feature.name])
         if isinstance(feature, Vector):
             return _vectors(feature, raw)
         if isinstance(feature, Text):
             return self._words(feature, raw)
         assert isinstance(feature, Categorical)
-        _check_shape(feature, raw)
+        check_shape(feature, raw)
         if not feature.multi:
             return self._ids(feature, raw)
-        ids, offsets = self._ids(feature, raw), _offsets(feature, raw)
+        ids, offsets = self._ids(feature, raw), list_offsets(feature, raw)
         if feature.max_len is not None:
             ids, offsets = jagged.gather(ids, offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + feature.max_len))
         return ids, offsets
 
     def _ids(self, feature: Feature, raw: Raw) -> np.ndarray:
         """int32 of the flat values: distinct values are looked up once where the column says which they are."""
-        table, kind = self._table(feature), _id_kind(feature, raw)
+        table, kind = self._table(feature), id_kind(feature, raw)
         if kind == "null":
             return np.full(raw.flat_size, OOV, np.int32)  # of a null in place of a list nothing is read
         if table.kind not in (kind, "null"):  # a column of nulls alone has taught nothing, its kind neither
@@ -395,7 +476,7 @@ class Encoder:
 
     def _words(self, feature: Text, raw: Raw) -> Encoded:
         if raw.offsets is not None or raw.kind not in ("text", "null"):
-            raise SchemaError(f"Column {feature.name!r} holds {_what(raw)} where text is due.")
+            raise SchemaError(f"Column {feature.name!r} holds {what(raw)} where text is due.")
         words = [tokens(v)[: feature.max_len] for v in raw.values]
         offsets = np.zeros(len(words) + 1, np.int64)
         np.cumsum([len(w) for w in words], out=offsets[1:])
@@ -416,7 +497,7 @@ class Encoder:
         for i, (name, table) in enumerate(self._tables.items()):
             tables.append({"name": name, "kind": table.kind, "buckets": getattr(table, "buckets", None)})
             if isinstance(table, Vocabulary):
-                tensors |= _pack(f"table{i}", table.values)
+                tensors |= _pack(f"table{i}" if table.ascending else f"table{i}.by_id", table.values)
         numbers = []
         for i, (name, stats) in enumerate(self._numbers.items()):
             numbers.append({"name": name, "statistics": list(stats)})
@@ -444,13 +525,15 @@ class Encoder:
                 encoder._tables[t["name"]] = (
                     Hashed(t["name"], t["buckets"], t["kind"])
                     if t["buckets"] is not None
-                    else Vocabulary(_unpack(f"table{i}", arrays))
+                    else Vocabulary(
+                        _unpack(f"table{i}.by_id" if _packed(f"table{i}.by_id", arrays) else f"table{i}", arrays)
+                    )
                 )
             for i, n in enumerate(config["numbers"]):
                 encoder._numbers[n["name"]] = {k: arrays[f"number{i}.{k}"] for k in n["statistics"]}
             if config["catalog"] is not None:
                 encoder.catalog = ItemStore(Block.restore(config["catalog"], arrays, "catalog"), arrays["catalog.ids"])
-                if "catalog.values" in arrays or "catalog.values.offsets" in arrays:
+                if _packed("catalog.values", arrays):
                     encoder._item_values = _unpack("catalog.values", arrays)
         except (KeyError, TypeError) as error:
             raise BundleError(f"The saved encoder lacks {error}; it comes from another version.") from error
@@ -493,75 +576,9 @@ class Encoder:
 
 
 # -- helpers: each a pure function of its arguments ---------------------------------------------------------------------
-def _sized(schema: Schema, sizes: Mapping[str, int], encoder: Encoder) -> Schema:
-    from dataclasses import replace
-
-    features = [replace(f, size=sizes[f.table_name]) if is_embedded(f) else f for f in schema.features]  # type: ignore[attr-defined,type-var]
-    return schema.replace(features=features, encoder=encoder)
-
-
-def _missing(feature: Feature, log: Log) -> SchemaError:
-    from recstack.errors import unknown
-
-    known = list(log.events.columns)
-    if feature.role == "user" and log.users is not None:
-        known += log.users.columns
-    if feature.role == "item" and log.items is not None:
-        known += log.items.columns
-    return unknown(f"column for {feature.role} feature", feature.name, known, SchemaError)  # type: ignore[return-value]
-
-
-def _what(raw: Raw) -> str:
-    return ("lists of " if raw.offsets is not None else "") + KINDS[raw.kind]
-
-
-def _id_kind(feature: Feature, raw: Raw) -> str:
-    kind = raw.kind
-    if isinstance(feature, Text) and kind in ("text", "null"):
-        return "text"
-    if kind == "float" and np.isnan(raw.values).all():
-        return "null"
-    if isinstance(feature, Text) or kind in ("float", "time"):
-        due = "text" if isinstance(feature, Text) else "whole numbers or text"
-        raise SchemaError(f"Column {feature.name!r} holds {KINDS[kind]} where {due} is due; cast it.")
-    return kind
-
-
-def _check_shape(feature: Feature, raw: Raw) -> None:
-    if isinstance(feature, Categorical) and not feature.multi and raw.offsets is not None:
-        raise SchemaError(f"Column {feature.name!r} holds lists; declare Categorical({feature.name!r}, multi=True).")
-    if isinstance(feature, Categorical) and feature.multi:
-        _offsets(feature, raw)
-
-
-def _offsets(feature: Feature, raw: Raw) -> np.ndarray:
-    """Of a column of lists; nulls alone are empty lists, and anything else is an error."""
-    if raw.offsets is not None:
-        return raw.offsets
-    if raw.kind != "null":
-        raise SchemaError(f"Column {feature.name!r} holds {KINDS[raw.kind]} where lists are due; split it into lists.")
-    return np.zeros(len(raw) + 1, np.int64)
-
-
-def _counted(raw: Raw) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values and how often each comes, nulls left out."""
-    if raw.codes is None:
-        if raw.kind == "text":
-            raw = Raw(raw.values, np.arange(len(raw.values)))
-        else:
-            return np.unique(raw.values, return_counts=True)
-    assert raw.codes is not None
-    count = np.bincount(raw.codes[raw.codes >= 0], minlength=len(raw.values))
-    return raw.values[count > 0], count[count > 0]
-
-
-def _merged(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """The union of counted values, sorted, counts added."""
-    if not parts:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    values = np.concatenate([v for v, _ in parts])
-    distinct, which = np.unique(values, return_inverse=True)
-    return distinct, np.bincount(which, np.concatenate([c for _, c in parts]), len(distinct)).astype(np.int64)
+def several_users(rows: int, user: str, request: str | None) -> DataError:
+    """The error for requests whose rows have different users."""
+    return DataError(f"{rows} rows have another {user!r} than their request {request!r}; a request is one user's.")
 
 
 def _of_rows(rows: Sequence[Mapping[str, Any]], feature: Feature) -> Raw:
@@ -575,63 +592,20 @@ def _part(raw: Raw, at: np.ndarray, whole: bool) -> Raw:
     return raw if whole else raw.take(at)
 
 
-def _numbers(feature: Numeric, raw: Raw) -> np.ndarray:
-    """float64 [n], filled and finite."""
-    if raw.offsets is not None or raw.kind in ("text", "time"):
-        example = f", for example {raw.values[0]!r}" if len(raw.values) else ""
-        raise SchemaError(f"Column {feature.name!r} holds {_what(raw)}{example}, where a number is due.")
-    x = np.full(len(raw), np.nan) if raw.kind == "null" else raw.flat().astype(np.float64)
-    null = np.isnan(x)
-    if null.any():
-        if feature.fill is None:
-            n = int(null.sum())
-            raise SchemaError(
-                f'Column "{feature.name}" holds {n} null{"s" * (n > 1)}; give Numeric("{feature.name}", fill=...).'
-            )
-        x = np.where(null, feature.fill, x)
-    if not np.isfinite(x).all():
-        raise SchemaError(
-            f'Column "{feature.name}" holds {int((~np.isfinite(x)).sum())} infinite values; replace them by null or a number.'
-        )
-    return x
-
-
-def _log1p(x: np.ndarray) -> np.ndarray:
-    return np.sign(x) * np.log1p(np.abs(x))
-
-
-def _statistics(feature: Numeric, x: np.ndarray) -> dict[str, np.ndarray]:
-    """What the transform needs of the training rows, float64."""
-    if not len(x) and feature.transform is not None:
-        raise DataError(f"Column {feature.name!r} has no training rows to learn its transform from.")
-    if feature.transform in ("log", "standard"):
-        y = _log1p(x) if feature.transform == "log" else x
-        deviation = y.std()
-        return {"mean": np.array([y.mean()]), "deviation": np.array([deviation if deviation > 0 else 1.0])}
-    if feature.transform == "quantile":
-        level = np.linspace(0, 1, feature.bins + 1)
-        grid = np.quantile(x, level)
-        last = np.append(grid[1:] > grid[:-1], True)  # of equal quantiles the highest: P(X <= x)
-        return {"grid": grid[last], "level": level[last]}
-    if feature.transform == "bucketize":
-        return {"edges": np.quantile(x, np.arange(1, feature.bins) / feature.bins)}
-    return {}
-
-
 def _transformed(feature: Numeric, x: np.ndarray, stats: Mapping[str, np.ndarray]) -> np.ndarray:
     if feature.transform == "bucketize":
         return (np.searchsorted(stats["edges"], x, "right") + FIRST).astype(np.int32)
     if feature.transform == "quantile":
         x = np.interp(x, stats["grid"], stats["level"], left=0.0, right=1.0)
     elif feature.transform is not None:
-        x = ((_log1p(x) if feature.transform == "log" else x) - stats["mean"]) / stats["deviation"]
+        x = ((log1p(x) if feature.transform == "log" else x) - stats["mean"]) / stats["deviation"]
     return x.astype(np.float32)
 
 
 def _vectors(feature: Vector, raw: Raw) -> np.ndarray:
     """float32 [n, size]."""
     if raw.kind == "text" or raw.kind == "time" or (raw.offsets is None and len(raw)):
-        raise SchemaError(f"Column {feature.name!r} holds {_what(raw)} where lists of {feature.size} numbers are due.")
+        raise SchemaError(f"Column {feature.name!r} holds {what(raw)} where lists of {feature.size} numbers are due.")
     lengths = np.zeros(0, np.int64) if raw.offsets is None else np.diff(raw.offsets)
     wrong = np.flatnonzero(lengths != feature.size)
     if len(wrong):
@@ -661,7 +635,7 @@ def _labels(schema: Schema, log: Log, order: np.ndarray) -> Block:
             raise unknown(f"label column of task {task.name!r}", task.column, log.events.columns, SchemaError)
         raw = log.raw(task.column)
         if raw.offsets is not None or raw.kind in ("text", "time"):
-            raise DataError(f"Label {task.column!r} holds {_what(raw)} where a number is due.")
+            raise DataError(f"Label {task.column!r} holds {what(raw)} where a number is due.")
         y = np.full(len(raw), np.nan) if raw.kind == "null" else raw.flat().astype(np.float64)
         if task.kind == "binary":
             bad, due = ~(np.isnan(y) | (y == 0) | (y == 1)), "0, 1 or null"
@@ -684,7 +658,7 @@ def _labels(schema: Schema, log: Log, order: np.ndarray) -> Block:
 def _weights(log: Log, order: np.ndarray) -> np.ndarray:
     raw = log.raw(log.weight)  # type: ignore[arg-type]
     if raw.offsets is not None or raw.kind not in ("int", "float"):
-        raise DataError(f"Weight {log.weight!r} holds {_what(raw)} where a number is due.")
+        raise DataError(f"Weight {log.weight!r} holds {what(raw)} where a number is due.")
     weight = raw.flat().astype(np.float32)
     if not (weight >= 0).all() or not np.isfinite(weight).all():
         raise DataError(f"Weight {log.weight!r} holds negative, infinite or null values; a weight is 0 or more.")
@@ -696,6 +670,10 @@ def _pack(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
         return {name: values}
     data, offsets = pack_text(values)
     return {f"{name}.utf8": data, f"{name}.offsets": offsets}
+
+
+def _packed(name: str, arrays: Mapping[str, np.ndarray]) -> bool:
+    return name in arrays or f"{name}.offsets" in arrays
 
 
 def _unpack(name: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:

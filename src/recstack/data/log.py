@@ -48,6 +48,34 @@ class HistoryTimeline:
         return self._encoded[key]
 
 
+def timeline(
+    users: np.ndarray, n_users: int, times: np.ndarray, enters: np.ndarray, max_len: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Each user's events in time, and which of them came before each event.
+
+    Args:
+        users: int [n], each event's user, -1 for none.
+        times: int64 [n].
+        enters: bool [n], which events may enter a history.
+        max_len: the most recent that count.
+
+    Returns:
+        int64 order (the events that enter, by user, then time, then row), offsets [n_users + 1] into it, and begin and
+        end [n] into it: what happened strictly before each event's own time.
+    """
+    distinct, rank = np.unique(times, return_inverse=True)
+    # One integer orders by user, then time: a lookup of (user, own time) from the left counts what came before.
+    key = users.astype(np.int64) * len(distinct) + rank
+    order = np.flatnonzero(enters & (users >= 0))
+    order = order[np.argsort(key[order], kind="stable")]
+    ordered = key[order]
+    offsets = np.searchsorted(ordered, np.arange(n_users + 1, dtype=np.int64) * len(distinct))
+    end = np.searchsorted(ordered, key, "left")
+    begin = np.maximum(offsets[users], end - max_len)
+    begin[users < 0], end[users < 0] = 0, 0  # no user, no history
+    return order, offsets, begin, end
+
+
 class Log:
     """Events with a schema: one row per impression or interaction.
 
@@ -261,19 +289,11 @@ class Log:
             keys.append(key)
         user, items = factorised(self.events[keys[0]]), self.events[keys[1]]
         assert user.codes is not None
-        distinct, rank = np.unique(self.times, return_inverse=True)
-        # One integer orders by user, then time: a lookup of (user, own time) from the left counts what came before.
-        key = user.codes.astype(np.int64) * len(distinct) + rank
         log = self._with(self.events)
         for history in missing:
-            enters = np.flatnonzero(self._enters(history) & (user.codes >= 0))
-            order = enters[np.argsort(key[enters], kind="stable")]
-            ordered = key[order]
-            start = np.arange(len(user.values) + 1, dtype=np.int64) * len(distinct)
-            offsets = np.searchsorted(ordered, start)
-            end = np.searchsorted(ordered, key, "left")
-            begin = np.maximum(offsets[user.codes], end - history.max_len)
-            end, begin = (np.where(user.codes >= 0, x, 0) for x in (end, begin))  # no user, no history
+            order, offsets, begin, end = timeline(
+                user.codes, len(user.values), self.times, self._enters(history), history.max_len
+            )
             log.timelines[history.name] = HistoryTimeline(
                 factorised(items[order]), self.times[order], user.values, offsets
             )

@@ -9,51 +9,83 @@ from itertools import pairwise
 
 import numpy as np
 
+from recstack.kernels import lookup
+
 PADDING, OOV, FIRST = 0, 1, 2
 
 
 class Vocabulary:
-    """Distinct values in ascending order (text by code point); the i-th has id i + 2, so order of rows is no matter.
+    """Distinct values by id: the i-th has id i + 2. Learned ones ascend (text by code point), so order of rows is no matter.
 
-    >>> Vocabulary(np.array([30, 10])).ids(np.array([10, 20, 30]))
+    >>> first = Vocabulary(np.array([10, 30]))
+    >>> first.ids(np.array([10, 20, 30]))
     array([2, 1, 3], dtype=int32)
+    >>> first.grown(np.array([40, 30, 20])).ids(np.array([10, 20, 30, 40]))
+    array([2, 4, 3, 5], dtype=int32)
     """
 
     def __init__(self, values: np.ndarray) -> None:
-        self.values = np.sort(values)
-        self.kind = "null" if not len(values) else "text" if self.values.dtype == object else "int"
+        self.values = values
+        self.kind = "null" if not len(values) else "text" if values.dtype == object else "int"
 
     @property
     def size(self) -> int:
         return len(self.values) + FIRST
 
+    @cached_property
+    def ascending(self) -> bool:
+        """Whether ids follow the order of values, as they do until a vocabulary has grown."""
+        return bool((self.values[1:] > self.values[:-1]).all())
+
+    def grown(self, values: np.ndarray) -> Vocabulary:
+        """With those of `values` that are new after all others, ascending among themselves; old ids stay."""
+        if not len(self.values):
+            return Vocabulary(np.unique(values))
+        new = np.unique(values[self.ids(values) == OOV])
+        return Vocabulary(np.concatenate([self.values, new])) if len(new) else self
+
     def ids(self, values: np.ndarray) -> np.ndarray:
-        """int32, the shape of `values`; OOV for what is not in the vocabulary."""
+        """int32 [n]; OOV for what is not in the vocabulary."""
         if self.kind == "null":
             return np.full(len(values), OOV, np.int32)
         if self.kind == "text":
             get = self._index.get
             return np.fromiter((get(v, OOV) for v in values), np.int32, len(values))
-        low, high = self.values[0], self.values[-1]
         if self._dense is not None:
-            inside = (values >= low) & (values <= high)
-            return np.where(inside, self._dense[np.where(inside, values, low) - low], OOV).astype(np.int32)
-        at = np.minimum(np.searchsorted(self.values, values), len(self.values) - 1)
-        return np.where(self.values[at] == values, at + FIRST, OOV).astype(np.int32)
+            return lookup.dense(values, self._low, self._dense, OOV)
+        if len(values) < lookup.SMALL:
+            ordered, order = self._sorted
+            at = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+            return np.where(ordered[at] == values, order[at] + FIRST, OOV).astype(np.int32)
+        return lookup.hashed(values, *self._hashed, OOV)
 
     @cached_property
     def _index(self) -> dict[str, int]:
         return {v: i for i, v in enumerate(self.values.tolist(), FIRST)}
 
     @cached_property
+    def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ascending values, and where each stands in `values`."""
+        order = np.arange(len(self.values)) if self.ascending else np.argsort(self.values)
+        return self.values[order], order
+
+    @cached_property
+    def _low(self) -> int:
+        return int(self.values.min())
+
+    @cached_property
     def _dense(self) -> np.ndarray | None:
         """id of low, low + 1, ... where the values are dense enough; a look-up is ten times faster than a search."""
-        low, high = int(self.values[0]), int(self.values[-1])
-        if high - low >= max(4 * len(self.values), 1 << 16):
+        high = int(self.values.max())
+        if high - self._low >= max(4 * len(self.values), 1 << 16):
             return None
-        table = np.full(high - low + 1, OOV, np.int32)
-        table[self.values - low] = np.arange(FIRST, self.size, dtype=np.int32)
+        table = np.full(high - self._low + 1, OOV, np.int32)
+        table[self.values - self._low] = np.arange(FIRST, self.size, dtype=np.int32)
         return table
+
+    @cached_property
+    def _hashed(self) -> tuple[np.ndarray, np.ndarray]:
+        return lookup.build(self.values, np.arange(FIRST, self.size, dtype=np.int32))
 
 
 class Hashed:
@@ -80,7 +112,7 @@ def hash64(values: np.ndarray, salt: str) -> np.ndarray:
     """
     seed = np.uint64(int.from_bytes(hashlib.blake2b(salt.encode(), digest_size=8).digest(), "little"))
     if values.dtype != object:
-        return _mix(_mix(seed ^ values.astype(np.int64).view(np.uint64)) ^ np.uint64(8))
+        return mix64(mix64(seed ^ values.astype(np.int64).view(np.uint64)) ^ np.uint64(8))
     encoded = [v.encode("utf8", "surrogatepass") for v in values]
     lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
     words = np.frombuffer(b"".join(b.ljust(-(-len(b) // 8) * 8, b"\0") for b in encoded), "<u8").astype(np.uint64)
@@ -90,11 +122,12 @@ def hash64(values: np.ndarray, salt: str) -> np.ndarray:
     live = np.arange(len(encoded))
     for k in range(int(count.max(initial=0))):
         live = live[count[live] > k]
-        h[live] = _mix(h[live] ^ words[start[live] + k])
-    return _mix(h ^ lengths.astype(np.uint64))
+        h[live] = mix64(h[live] ^ words[start[live] + k])
+    return mix64(h ^ lengths.astype(np.uint64))
 
 
-def _mix(h: np.ndarray) -> np.ndarray:
+def mix64(h: np.ndarray) -> np.ndarray:
+    """uint64, one to one: the finaliser of splitmix64."""
     h = (h + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
     h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
