@@ -1,9 +1,13 @@
 """Exact resume: a run in pieces ends with the very bits of a run in one."""
 
+import builtins
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,11 +16,12 @@ import torch
 from safetensors.torch import load_file
 from worlds import Net, equal, trainer, weights, world
 
+from recstack import bundle
+from recstack.bundle import store as store_module
 from recstack.errors import ConfigError, TrainingError
 from recstack.training import Trainer
 from recstack.training.checkpoints import Checkpoints, piece
-
-OPTIMIZERS = ["rowwise_adagrad", "lazy_adam", "adagrad", "sparse_sgd", "adam", "adamw", "rmsprop", "sgd"]
+from recstack.training.optimizers import OPTIMIZERS
 
 
 class Crash(Exception):
@@ -50,7 +55,7 @@ def crashed(folder, k, **options):
         run(folder, crash=k, **options)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 def test_a_run_in_pieces_ends_with_the_bits_of_a_run_in_one(optimizer, tmp_path):
     whole, one = run(optimizer=optimizer)
     for k in (2, 5, 7, 6, 6):  # before the first checkpoint, then in the middle of epochs of 8 steps, and at their ends
@@ -71,6 +76,10 @@ def test_a_run_in_pieces_ends_with_the_bits_of_a_run_in_one(optimizer, tmp_path)
         {"monitor": None, "schedule": None},
         {"patience": 2, "min_delta": 0.01},
         {"regularization": {"embedding": 0.01}},
+        {"average": ("ema", {"decay": 0.9})},
+        {"average": ("swa", {"start": 3})},
+        {"reset_embeddings": True},
+        {"schedule": {"embedding": "plateau", "default": ("warmup", {"steps": 20})}},
     ],
 )
 def test_whatever_the_settings(options, tmp_path):
@@ -135,7 +144,6 @@ def test_a_loader_that_knows_its_position_is_asked_for_it(tmp_path):
 
 
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
-    import os
     import signal
 
     class Interrupted(Fragile):
@@ -214,6 +222,181 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path):
         store.save(step, {"model": piece({"w": torch.ones(1)})}, {})
     store.wait()
     assert {p.name for p in tmp_path.iterdir()} == {"step-notes", "notes.txt", "step-000000002"}
+
+
+def test_a_truncated_one_is_passed_over_for_the_older(tmp_path):
+    crashed(tmp_path, 8)
+    older, newest = Checkpoints(tmp_path).paths()
+    for file in newest.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-9])
+    with pytest.warns(UserWarning, match="it was truncated or altered"):
+        assert Checkpoints(tmp_path).latest().path == older
+
+
+def test_where_none_can_be_read_nothing_is_begun_anew(tmp_path):
+    crashed(tmp_path, 8)
+    for file in tmp_path.rglob("model.safetensors"):
+        file.write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="passed over"),
+        pytest.raises(TrainingError, match=r"No checkpoint in .* can be"),
+    ):
+        run(tmp_path)
+
+
+def test_another_format_is_named(tmp_path):
+    store = Checkpoints(tmp_path)
+    store.save(3, {"model": piece({"w": torch.ones(1)})}, {})
+    store.wait()
+    manifest = tmp_path / "step-000000003" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 7'))  # the bundle's own
+    with (
+        pytest.warns(match="passed over"),
+        pytest.raises(TrainingError, match=r"has format 7, and RecStack .* reads format 1"),
+    ):
+        store.latest()
+    bundle.write(tmp_path / "step-000000004", {"model": piece({"w": torch.ones(1)})}, {"format": 99})
+    with pytest.raises(
+        TrainingError, match=r"step-000000004' has format 99 .* and this RecStack reads format 2. Go on with"
+    ):
+        store.latest()
+
+
+# -- written beside the training --------------------------------------------------------------------------------------
+def test_what_is_saved_is_what_was_there_when_it_was_asked_for(tmp_path):
+    """The writer is held back while the weights go on changing."""
+    held, store = threading.Event(), Checkpoints(tmp_path)
+    write = store._write
+    store._write = lambda *args: held.wait(60) and write(*args)
+    model, meta = Net(), {"epochs": [1]}
+    was = weights(model)
+    store.save(1, {"model": piece(model.state_dict())}, meta)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1)
+    meta["epochs"].append(2)
+    assert store.complete() == []
+    held.set()
+    store.wait()
+    saved = store.latest()
+    assert equal(was, saved.piece("model").tensors)
+    assert saved.meta["epochs"] == [1]
+
+
+def test_a_run_ends_when_its_last_checkpoint_is_on_the_disk(tmp_path, monkeypatch):
+    order = []
+    write = Checkpoints._write
+
+    def slow(self, *args):
+        write(self, *args)
+        order.append(("written", args[0]))
+
+    monkeypatch.setattr(Checkpoints, "_write", slow)
+    run(tmp_path)
+    assert order[-1] == ("written", 48)
+    assert not [t for t in threading.enumerate() if t.name.startswith("recstack-checkpoint")]
+
+
+class Full:
+    """A disk that is full from the k-th call on that would need room."""
+
+    def __init__(self, monkeypatch, k):
+        self.k, self.calls = k, 0
+        for name in ("fsync", "replace"):
+            monkeypatch.setattr(store_module.os, name, self.failing(getattr(os, name)))
+        monkeypatch.setattr(store_module, "open", self.opened, raising=False)
+        monkeypatch.setattr(Path, "mkdir", self.failing(Path.mkdir))
+
+    def fail(self):
+        self.calls += 1
+        if self.calls >= self.k:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def failing(self, function):
+        def called(*args, **options):
+            self.fail()
+            return function(*args, **options)
+
+        return called
+
+    def opened(self, file, mode="r", *args, **options):
+        stream = builtins.open(file, mode, *args, **options)  # noqa: SIM115 (closed by Stream)
+        if "w" in mode:
+            stream = Stream(stream, self)
+        return stream
+
+
+class Stream:
+    def __init__(self, stream, disk):
+        self.stream, self.disk = stream, disk
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *rest):
+        self.stream.close()
+
+    def write(self, data):
+        self.disk.fail()
+        return self.stream.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def test_a_full_disk_at_any_moment_leaves_the_checkpoint_before_whole(tmp_path, monkeypatch):
+    """The first checkpoint is written; the second fails at its k-th call, for each k until it does not."""
+    pieces = {"model": piece({"w": torch.ones(3)}), "random": piece({"cpu": torch.zeros(5)})}
+    for k in range(1, 100):
+        folder = tmp_path / str(k)
+        store = Checkpoints(folder)
+        store.save(3, pieces, {"n": 3})
+        store.wait()
+        with monkeypatch.context() as patch:
+            disk = Full(patch, k)
+            store.save(6, pieces, {"n": 6})
+            if store._writing.exception() is None:
+                break
+            with pytest.raises(
+                TrainingError, match=r"step 6 could not .*No space left.*Kept and whole: step-000000003"
+            ):
+                store.wait()
+        assert store.latest().meta["n"] in (3, 6)  # 6: the disk was full after the moment of saving
+        assert (folder / "step-000000003" / "manifest.json").exists()
+        store.save(9, pieces, {"n": 9})  # room was made
+        store.wait()
+        assert store.latest().meta["n"] == 9
+        assert len(store.paths()) == 2
+    assert k > 8
+    assert disk.calls == k - 1
+
+
+def test_a_run_stops_at_the_next_checkpoint_after_one_failed_and_can_be_resumed(tmp_path, monkeypatch):
+    write, tries = bundle.write, []
+
+    def full(path, *args):
+        tries.append(path)
+        if len(tries) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle, "write", full)
+        with pytest.raises(TrainingError, match=r"step 8 .*Kept and whole: step-000000003, step-000000006"):
+            run(tmp_path)
+    assert len(tries) == 3
+    whole, _ = run()
+    pieces, _ = run(tmp_path)
+    assert equal(weights(whole), weights(pieces))
+
+
+def test_what_ended_the_run_matters_more_than_the_checkpoint(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(bundle, "write", full)
+    with pytest.warns(UserWarning, match="could not be written"):
+        crashed(tmp_path, 5)
 
 
 # -- what does not fit ------------------------------------------------------------------------------------------------

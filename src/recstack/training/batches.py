@@ -98,21 +98,27 @@ def windows(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
         yield window
 
 
-def shares(window: list[Batch], model: Any) -> list[dict[str, float]]:
+def shares(window: list[Batch], model: Any) -> list[dict[str, Any]]:
     """For each batch of a window, each task's share of the window's live (weighted) rows; "" is the share of requests.
 
     A task's loss is a mean over its live rows, and a mean of such means is not the mean over the window: clicks come
-    unevenly. Scaled by these shares the window is one large batch.
+    unevenly. Scaled by these shares the window is one large batch. Tasks' shares are tensors, which no device waits for.
     """
     schema = getattr(model, "schema", None)
-    counts: list[dict[str, float]] = []
+    counts: list[dict[str, Any]] = []
     for batch in window:
-        count: dict[str, float] = {"": float(requests(batch))}
+        count: dict[str, Any] = {"": float(requests(batch))}
         if schema is not None:
             from recstack.features import tasks
 
             for name, (_, where, weight) in tasks.targets(batch, schema).items():
-                count[name] = float(where.sum() if weight is None else (where * weight).sum())
+                count[name] = (where if weight is None else where * weight).sum(dtype=torch.float64)
         counts.append(count)
     total = {name: sum(c[name] for c in counts) for name in counts[0]}
-    return [{name: n / total[name] if total[name] else 0.0 for name, n in c.items()} for c in counts]
+    return [{name: _share(n, total[name]) for name, n in c.items()} for c in counts]
+
+
+def _share(n: Any, total: Any) -> Any:
+    if isinstance(total, Tensor):
+        return torch.where(total > 0, n / total, 0.0).float()
+    return n / total if total else 0.0
