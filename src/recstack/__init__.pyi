@@ -15,6 +15,7 @@ from .data import Profiles as Profiles
 from .data import Requests as Requests
 from .data import WindowCounter as WindowCounter
 from .data import datasets as datasets
+from .data import prepare as prepare
 from .data import simulator as simulator
 from .data import splits as split
 from .data.readers import read as read

@@ -20,6 +20,7 @@ _WHERE = {
     "Raw": "raw",
     "Requests": "profiles",
     "WindowCounter": "counters",
+    "prepare": "preparation",
     "read": "readers",
     "with_counters": "counters",
 }

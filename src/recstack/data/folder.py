@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,7 +49,7 @@ class Writer:
         self._done = False
 
     def __enter__(self) -> Writer:
-        with self._named(self.place):
+        with named(self.place):
             self.place.mkdir(parents=True)
         return self
 
@@ -62,7 +63,7 @@ class Writer:
     def append(self, name: str, array: np.ndarray) -> None:
         """More rows of an array, which begins with its first rows."""
         path = self.path(name)
-        with self._named(path):
+        with named(path):
             if name not in self._files:
                 stream = open(path, "w+b")  # noqa: SIM115 (closed by __exit__)
                 self._files[name], self._rows[name] = (stream, array.dtype, array.shape[1:]), 0
@@ -76,7 +77,7 @@ class Writer:
 
     def mapped(self, name: str) -> np.ndarray:
         """What was appended so far, read back."""
-        with self._named(self.path(name)):
+        with named(self.path(name)):
             self._head(name)
             self._files[name][0].flush()
         return _mapped(self.path(name))
@@ -85,7 +86,7 @@ class Writer:
         """Everything is on the disk, and the manifest says so; arrays that it does not name are removed."""
         sizes = {}
         for name, (stream, _, _) in self._files.items():
-            with self._named(self.path(name)):
+            with named(self.path(name)):
                 self._head(name)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -93,7 +94,7 @@ class Writer:
                 sizes[name] = self.path(name).stat().st_size
         manifest = {"format": FORMAT, "folder": self.place.name, "files": sizes, **content}
         draft = self.place / "manifest.tmp"
-        with self._named(self.folder / MANIFEST):
+        with named(self.folder / MANIFEST):
             with open(draft, "wb") as stream:
                 _write(stream, json.dumps(manifest, indent=1).encode())
                 stream.flush()
@@ -116,15 +117,22 @@ class Writer:
         )
         stream.seek(max(at, stream.tell()))
 
-    @contextlib.contextmanager
-    def _named(self, path: Path) -> Any:
-        try:
-            yield
-        except OSError as error:
-            raise DataError(
-                f"{str(path)!r} cannot be written: {error.strerror or error}. What was saved before is as it was; "
-                "free some space or give another folder."
-            ) from error
+    @property
+    def names(self) -> list[str]:
+        """Arrays that were begun."""
+        return list(self._files)
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An OSError becomes a DataError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{str(path)!r} cannot be written: {error.strerror or error}. What was saved before is as it was; "
+            "free some space or give another folder."
+        ) from error
 
 
 def _write(stream: BinaryIO, data: Any) -> None:
@@ -191,15 +199,19 @@ def _advise(array: np.ndarray, start: int, stop: int, advice: str) -> None:
     root: Any = array
     while root is not None and not isinstance(root, np.memmap):
         root = getattr(root, "base", None)
-    while root is not None and isinstance(root.base, np.memmap):
-        root = root.base
-    if root is None or stop <= start or not array.flags.c_contiguous or not hasattr(mmap, advice):
+    if (
+        root is None
+        or not isinstance(root.base, mmap.mmap)
+        or stop <= start
+        or not array.flags.c_contiguous
+        or not hasattr(mmap, advice)
+    ):
         return
     page = mmap.PAGESIZE
     begin = root.ctypes.data - root.offset % mmap.ALLOCATIONGRANULARITY  # where the map begins
     first = array.ctypes.data + start * array.strides[0] - begin
     last = array.ctypes.data + stop * array.strides[0] - begin
     first = first // page * page if advice == "MADV_WILLNEED" else -(-first // page) * page
-    last = min(-(-last // page) * page if stop >= len(array) else last // page * page, len(root._mmap))
+    last = min(-(-last // page) * page if stop >= len(array) else last // page * page, len(root.base))
     if last > first:
-        root._mmap.madvise(getattr(mmap, advice), first, last - first)
+        root.base.madvise(getattr(mmap, advice), first, last - first)

@@ -292,7 +292,7 @@ class Log:
         log = self._with(self.events)
         for history in missing:
             order, offsets, begin, end = timeline(
-                user.codes, len(user.values), self.times, self._enters(history), history.max_len
+                user.codes, len(user.values), self.times, self.enters(history), history.max_len
             )
             log.timelines[history.name] = HistoryTimeline(
                 factorised(items[order]), self.times[order], user.values, offsets
@@ -302,7 +302,7 @@ class Log:
             )
         return log
 
-    def _enters(self, history: History) -> np.ndarray:
+    def enters(self, history: History) -> np.ndarray:
         """bool [events]: what enters this history."""
         if history.where is None:
             return np.ones(len(self), bool)
