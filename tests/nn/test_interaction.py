@@ -13,6 +13,18 @@ def test_pairwise_sum_is_the_sum_over_pairs():
     torch.testing.assert_close(pairwise_sum(v), slow)
 
 
+def test_pairwise_sum_has_the_gradient_of_its_definition():
+    v = torch.randn(2, 3, 5, 4, dtype=torch.float32, requires_grad=True)
+    weight = torch.randn(2, 3, 4)
+    slow = sum((v[..., i, :] * v[..., j, :] for i in range(5) for j in range(i)), torch.zeros(2, 3, 4))
+    (own,) = torch.autograd.grad((pairwise_sum(v) * weight).sum(), v, create_graph=True)
+    (by_loops,) = torch.autograd.grad((slow * weight).sum(), v, create_graph=True)
+    torch.testing.assert_close(own, by_loops)
+    (second,) = torch.autograd.grad(own.square().sum(), v)
+    (second_by_loops,) = torch.autograd.grad(by_loops.square().sum(), v)
+    torch.testing.assert_close(second, second_by_loops)
+
+
 def test_pairwise_sum_of_one_field_is_zero_and_stays_in_float32():
     v = torch.randn(2, 3, 1, 4)
     torch.testing.assert_close(pairwise_sum(v), torch.zeros(2, 3, 4), atol=1e-6, rtol=0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 
@@ -13,4 +16,24 @@ def pairwise_sum(v: Tensor) -> Tensor:
     (Rendle, ICDM 2010.) Its sum over D is the factorisation machine's score; NFM feeds the vector to an MLP.
     """
     v = v.float()
+    if v.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        return _Pairs.apply(v)
+    return _pairs(v)
+
+
+def _pairs(v: Tensor) -> Tensor:
     return 0.5 * (v.sum(-2).square() - v.square().sum(-2))
+
+
+class _Pairs(torch.autograd.Function):
+    """Its gradient is `g ⊙ (Σ v - v_i)`: two passes over the fields, where autograd's own takes seven."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        ctx.save_for_backward(v)
+        return _pairs(v)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (v,) = ctx.saved_tensors
+        return grad.unsqueeze(-2) * (v.sum(-2, keepdim=True) - v)
