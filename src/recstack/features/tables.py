@@ -204,23 +204,6 @@ class Arena(Layout, nn.Embedding):
                 c.table.forget_steps()
         return super().train(mode)
 
-    # -- growing --------------------------------------------------------------------------------------------------------
-    def carry(self, old: Tensor, sizes: Mapping[str, int], into: Tensor) -> None:
-        """Rows of `old`, which was aligned with this arena when its tables had `sizes`, to where they are now in `into`.
-
-        For anything with a row per id, such as an optimiser's state ``[1 + Σ(size - 1), ...]``: `into` is the state of
-        this arena's weight before its first step, and keeps that in the rows of new ids. `sizes` is what `load_grown`
-        gave for this arena.
-        """
-        first = 1
-        with torch.no_grad():
-            into[0].copy_(old[0])
-            for name, part in self.tables(into).items():
-                n = sizes[name] - 1
-                part[:n].copy_(old[first : first + n])
-                first += n
-        assert first == len(old)
-
     # -- files ----------------------------------------------------------------------------------------------------------
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         self._write(self.weight, destination, prefix, keep_vars)
@@ -291,7 +274,7 @@ class Tables(ByName):
             self[key] = Arena(members, dims[first], std, codes, dtype, f is None or f.trainable)
 
     def arena(self, table: str) -> Arena:
-        """Where a table lies."""
+        """Where a table lies: an Arena, or a `QuantizedArena`, which can be read like one."""
         return self[self.home[table]]  # type: ignore[return-value]
 
     def weight(self, table: str) -> Tensor:
@@ -337,6 +320,8 @@ class Tables(ByName):
             DataError: an id that the table has not.
         """
         arena = self.arena(table)
+        if not isinstance(arena, Arena):
+            raise SchemaError(f"Table {table!r} is quantised, for serving; load the vectors before quantized().")
         if table in arena.codes:
             raise SchemaError(
                 f"Table {table!r} has not one row for each id, so vectors cannot be given to ids; declare it without rows=."
@@ -489,57 +474,67 @@ def _opaquely(function: Callable[..., Any], *args: Any) -> Any:
 def load_grown(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
     """Load weights whose tables may have fewer rows than the model's: old ids keep their rows, new ones stay as they are.
 
-    Buffers of another size than the model's (an edge list, counts by id) come from training data, not from training: their
-    module keeps its own, and `fit` takes them anew.
+    Buffers of another shape than the model's (an edge list, counts by id) come from the data: their module keeps its own,
+    and `fit` takes them anew.
 
     Args:
-        state: as `state_dict()` of the smaller model gave it.
+        state: what `state_dict()` of the smaller model gave.
 
     Returns:
-        {path of the arena: rows its parts had}, for `Arena.carry`.
+        {path of the arena (or nn.Embedding): {part: rows it had, padding included}}, for `carry`.
 
     Raises:
         SchemaError: a table that shrank or is missing, or another parameter of another shape.
     """
-    own, sizes, kept = model.state_dict(), {}, {}
-    params = dict(model.named_parameters())
-    for path, arena in model.named_modules():
-        if not isinstance(arena, Arena):
+    own, params = model.state_dict(), dict(model.named_parameters())
+    sizes: dict[str, dict[str, int]] = {}
+    merged: dict[str, Tensor] = {}
+    for path, table in model.named_modules():
+        if not isinstance(table, nn.Embedding):
             continue
-        prefix, sizes[path] = f"{path}." if path else "", {}
-        for part, view in arena.tables(arena.weight.detach()).items():
-            value = state.get(prefix + part)
-            if value is None:
-                raise SchemaError(
-                    f"The weights have no table {part!r} for {path!r}; grown models have the same tables."
-                )
+        views = table.tables(table.weight.detach()) if isinstance(table, Arena) else {"weight": table.weight.detach()}
+        sizes[path] = {}
+        for part, view in views.items():
+            name = f"{path}.{part}" if path else part
+            if name not in state:
+                raise SchemaError(f"The weights have no table {name!r}; a grown model has the same tables.")
+            value = state[name]
             if value.shape[1:] != view.shape[1:] or len(value) > len(view):
                 raise SchemaError(
-                    f"Table {part!r} of {path!r} has shape {tuple(value.shape)} in the weights and {tuple(view.shape)} in the "
-                    "model; a table can only grow."
+                    f"Table {name!r} has shape {tuple(value.shape)} in the weights and {tuple(view.shape)} in the model; "
+                    "a table can only grow."
                 )
-            sizes[path][part] = len(value) + 1
-            kept[prefix + part] = view
+            sizes[path][part] = len(value) + isinstance(table, Arena)
+            merged[name] = torch.cat([value.to(view), view[len(value) :]])
+    changed = {name for name, value in state.items() if name in own and own[name].shape != value.shape} - set(merged)
+    for name in changed & set(params):
+        raise SchemaError(
+            f"{name!r} has shape {tuple(state[name].shape)} in the weights and {tuple(own[name].shape)} in the model; only "
+            "embedding tables can grow."
+        )
+    anew = {name.rpartition(".")[0] for name in changed}
     for name, value in state.items():
-        if name in kept:
-            continue
-        if name in params and params[name].shape != value.shape:
-            raise SchemaError(
-                f"{name!r} has shape {tuple(value.shape)} in the weights and {tuple(params[name].shape)} in the model; only "
-                "embedding tables can grow."
-            )
-    anew = {
-        name.rpartition(".")[0] for name, value in own.items() if name in state and state[name].shape != value.shape
-    }
-    merged = dict(own)
-    for name, value in state.items():
-        if name in kept:
-            continue
-        if name in params or name.rpartition(".")[0] not in anew:
+        if name not in merged and (name in params or name.rpartition(".")[0] not in anew):
             merged[name] = value
-    for name, view in kept.items():
-        grown = view.clone()
-        grown[: len(state[name])] = state[name].to(grown)
-        merged[name] = grown
-    model.load_state_dict(merged)
+    for name in set(own) - set(state):
+        raise SchemaError(f"The weights have no {name!r}; they are of another model.")
+    model.load_state_dict({**own, **merged})
     return sizes
+
+
+def carry(table: nn.Embedding, old: Tensor, sizes: Mapping[str, int], into: Tensor) -> None:
+    """Rows of `old`, aligned with an arena's rows before it grew, to where they are now in `into`.
+
+    For anything with a row per id, such as an optimiser's state ``[rows, ...]``: `into` is that of the grown table's
+    weight before its first step, and keeps it in the rows of new ids. `sizes` is what `load_grown` gave for this table.
+    """
+    assert len(old) == (1 + sum(n - 1 for n in sizes.values()) if isinstance(table, Arena) else sum(sizes.values()))
+    with torch.no_grad():
+        if not isinstance(table, Arena):
+            into[: len(old)] = old
+            return
+        into[0], first = old[0], 1
+        for name, part in table.tables(into).items():
+            n = sizes[name] - 1
+            part[:n] = old[first : first + n]
+            first += n

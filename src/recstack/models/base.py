@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -17,7 +18,8 @@ from recstack.candidates import Candidates
 from recstack.errors import BundleError, ConfigError, DataError, SchemaError
 from recstack.features import tasks
 from recstack.features.inputs import column
-from recstack.schema import Schema
+from recstack.features.tables import Tables, load_grown
+from recstack.schema import Categorical, Schema, is_embedded
 
 if TYPE_CHECKING:
     from recstack.data import Columns, Log, Requests
@@ -73,11 +75,14 @@ class Saved(Configured):
 
     schema: Schema
     profiles: Any = None
+    bits: int | None = None  # of the rows of quantised tables
 
     def pieces(self, prefix: str = "") -> dict[str, bundle.Piece]:
         """The pieces of the bundle, "model" (or ``prefix + "model"``) being this object."""
         config = bundle.encode_config(self._arguments, schema=self.schema)
         config["$schema"] = self.schema.to_dict()
+        if self.bits is not None:
+            config["$bits"] = self.bits
         return {f"{prefix}model": bundle.Piece(bundle.class_path(type(self)), config, self._tensors())}
 
     def save(self, path: str | Path) -> Path:
@@ -96,9 +101,11 @@ class Saved(Configured):
     def from_piece(cls, piece: bundle.Piece, encoder: Any = None, trust: Sequence[str] = ()) -> Self:
         """From a piece that `pieces` made; `encoder` gives vocabularies to its schema."""
         config = dict(piece.config)
-        schema = _schema(config.pop("$schema"), encoder)
+        schema, bits = _schema(config.pop("$schema"), encoder), config.pop("$bits", None)
         new = cls(**bundle.decode_config(config, trust=trust, schema=schema))
         new.schema = schema
+        if bits is not None:
+            new._quantize(bits)
         new._load_tensors(dict(piece.tensors))
         return new
 
@@ -107,6 +114,34 @@ class Saved(Configured):
 
     def _load_tensors(self, tensors: Mapping[str, Any]) -> None:
         raise NotImplementedError
+
+    def _quantize(self, bits: int) -> None:
+        raise BundleError(f"{type(self).__name__} has no tables, and {bits}-bit ones are saved for it.")
+
+
+def _check_grown(old: Schema, new: Schema) -> None:
+    """Raises SchemaError, in one sentence, where `new` is not `old` with larger tables."""
+    new.require_fitted()
+    if old.names != new.names or old.tasks != new.tasks:
+        raise SchemaError("The grown schema has other features or tasks; a model grows with its vocabularies only.")
+    for a, b in zip(old.features, new.features, strict=True):
+        sizes = (a.size, b.size) if is_embedded(a) and is_embedded(b) else (0, 0)
+        if (replace(a, size=None) if is_embedded(a) else a) != (replace(b, size=None) if is_embedded(b) else b):
+            raise SchemaError(f"Feature {a.name!r} has changed; a model grows with its vocabularies only.")
+        if sizes[0] > sizes[1]:  # type: ignore[operator]
+            raise SchemaError(f"Table {a.table_name!r} had {sizes[0]} ids and would have {sizes[1]}; tables only grow.")  # type: ignore[attr-defined]
+    if old.encoder is None or new.encoder is None or old.encoder is new.encoder:
+        return
+    for f in old.features:
+        if isinstance(f, Categorical) and f.buckets is None and f.size is not None:
+            ids = np.arange(f.size)
+            before, after = old.encoder.decode(f.name, ids), new.encoder.decode(f.name, ids)
+            if not np.array_equal(before, after):
+                at = int(np.flatnonzero(before != after)[0])
+                raise SchemaError(
+                    f"Id {at} of {f.name!r} was {before[at]!r} and would be {after[at]!r}; grow the Encoder with "
+                    "encoder.grown(log) instead of fitting a new one."
+                )
 
 
 def _schema(data: dict[str, Any], encoder: Any) -> Schema:
@@ -198,6 +233,109 @@ class Model(Saved, nn.Module):
                 parts.setdefault(name, []).append(live.numpy())
         self.train(was)
         return {name: np.concatenate(part) for name, part in parts.items()}
+
+    # -- tables -------------------------------------------------------------------------------------------------------
+    def grown(self, source: Any) -> Self:
+        """This model over larger vocabularies: rows of old ids and all other weights equal, rows of new ids fresh.
+
+        What was counted in the training data (a graph's edges, users' histories) is left to `fit`.
+
+        Args:
+            source: the grown Encoder (``encoder.grown(log)``), or its schema.
+
+        Raises:
+            SchemaError: a feature or task that changed, a table that shrank, an id that means another value, or a weight
+                beside the embedding tables that depends on their size.
+        """
+        schema = getattr(source, "schema", source)
+        if self.bits is not None:
+            raise ConfigError("Quantised tables cannot grow; grow the model that quantized() was called on.")
+        _check_grown(self.schema, schema)
+        new = self._again(schema)
+        load_grown(new, self.state_dict())
+        return new
+
+    def quantized(self, bits: int = 8) -> Self:
+        """A copy for serving whose embedding tables have rows of 8 or 4 bits; it scores, saves and loads, but cannot train.
+
+        See `features.quantized` for sizes and errors.
+
+        Raises:
+            ConfigError: other bits, or no table that would become smaller.
+        """
+        if self.bits is not None:
+            raise ConfigError(f"This model's tables have {self.bits} bits already.")
+        new = self._again(self.schema)
+        new._load_tensors(self._tensors())
+        new.profiles = self.profiles
+        new._quantize(bits)
+        return new.eval()
+
+    def _again(self, schema: Schema) -> Self:
+        """A new model of the same class and arguments, over `schema`."""
+        arguments = {k: schema if isinstance(v, Schema) else v for k, v in self._arguments.items()}
+        new = type(self)(**arguments)
+        new.schema, new.fitted = schema, self.fitted
+        if isinstance(self, Recommends) and isinstance(new, Recommends):
+            new._name = self._name
+        where = next(iter(self.parameters()), torch.empty(0)).device
+        return new.to(where).train(self.training)
+
+    def _quantize(self, bits: int) -> None:
+        from recstack.features.quantized import quantize
+
+        quantize(self.eval(), bits)
+        self.bits = bits
+
+    def load_vectors(self, feature: str, vectors: Mapping[Any, Any] | tuple[Sequence[Any], Any]) -> int:
+        """Set a feature's embeddings to given vectors; declare it ``trainable=False`` to keep them.
+
+        Args:
+            feature: a Categorical with a learned vocabulary.
+            vectors: ``{raw value: vector}`` or ``(raw values, matrix [n, D])``, of the width of the feature's table. Values that
+                the Encoder does not know are passed over; ids without a vector keep what they have.
+
+        Returns:
+            how many ids of the table were set.
+
+        Raises:
+            SchemaError: no Encoder, a feature that is not embedded, hashed or compressed ids, another width.
+            DataError: vectors that are not finite, not all of one width, or not one for each value.
+        """
+        encoder, f = self.schema.encoder, self.schema.feature(feature)
+        if encoder is None:
+            raise SchemaError(
+                "This model's schema knows no Encoder, so raw values have no ids; build it from encoder.schema."
+            )
+        if not isinstance(f, Categorical) or f.buckets is not None:
+            raise SchemaError(
+                f"Feature {feature!r} has no learned vocabulary, so vectors cannot be given to its values."
+            )
+        values, matrix = (list(vectors), list(vectors.values())) if isinstance(vectors, Mapping) else vectors
+        try:
+            given = torch.as_tensor(np.asarray(matrix, dtype=np.float32))
+        except ValueError as e:
+            raise DataError(f"The vectors for {feature!r} are not all of one width: {e}.") from e
+        if given.dim() != 2 or len(given) != len(values):
+            raise DataError(
+                f"{len(values)} values of {feature!r} need a matrix of as many rows; got {tuple(given.shape)}."
+            )
+        if not bool(given.isfinite().all()):
+            row = int((~given.isfinite()).any(1).nonzero()[0])
+            raise DataError(f"The vector for {feature!r} {values[row]!r} is not finite; leave that value out.")
+        ids = torch.from_numpy(encoder.encode_values(feature, values))
+        known = ids > 1
+        places = [m for m in self.modules() if isinstance(m, Tables) and f.table_name in m.home]
+        fitting = [m for m in places if m.dims[f.table_name] == given.shape[1]]
+        if not fitting:
+            widths = sorted({m.dims[f.table_name] for m in places})
+            raise SchemaError(
+                f"The vectors for {feature!r} have {given.shape[1]} columns, its table has {' or '.join(map(str, widths))}; "
+                f"declare it with dim={given.shape[1]}, or give {type(self).__name__} that dim=."
+            )
+        for tables in fitting:
+            tables.load(f.table_name, ids[known], given[known])
+        return int(ids[known].unique().numel())
 
     def _encoded(self, rows: Any) -> Any:
         if not hasattr(rows, "n_requests"):
