@@ -15,7 +15,9 @@ from worlds import Net, equal, trainer, weights, world
 
 from recstack.errors import ConfigError, TrainingError
 from recstack.schema import Categorical, Schema, Task
-from recstack.training import Callback, Trainer
+from recstack.training import Adagrad, Callback, Trainer
+from recstack.training import batches as feeding
+from recstack.training.checkpoints import Checkpoints
 
 
 class Line(nn.Module):
@@ -147,6 +149,170 @@ def test_accumulated_micro_batches_are_one_batch_whose_clicks_come_unevenly():
     for heads, loss in results[1:]:
         torch.testing.assert_close(heads, results[0][0])
         assert loss == pytest.approx(results[0][1], rel=1e-5)
+
+
+def test_shares_of_a_window_do_not_wait_for_the_device(monkeypatch):
+    counted = waits(monkeypatch)
+    for name in ("item", "__bool__", "__float__"):
+        counted[name] = 0
+    batching = parts(clicks(60), [10, 30, 20])
+    shares = feeding.shares(batching, TwoTasks())
+    assert sum(counted.values()) == 0
+    assert sum(s["click"] for s in shares).item() == pytest.approx(1)
+    assert [s[""] for s in shares] == [10 / 60, 30 / 60, 20 / 60]
+
+
+# -- what a device would be waited for --------------------------------------------------------------------------------
+def waits(monkeypatch):
+    """Calls that copy a number from a device, by name, from now on."""
+    counted = {}
+    for name in ("item", "__bool__", "__float__", "__int__", "tolist", "nonzero", "cpu", "numpy"):
+        original = getattr(torch.Tensor, name)
+        counted[name] = 0
+
+        def call(self, *args, name=name, original=original, **options):
+            counted[name] += 1
+            return original(self, *args, **options)
+
+        monkeypatch.setattr(torch.Tensor, name, call)
+    return counted
+
+
+@pytest.mark.parametrize("options", [{}, {"average": "ema"}, {"accumulate": 2}, {"clip": 1.0}])
+def test_no_step_waits_for_the_device(monkeypatch, options):
+    """Whether the loss is finite is asked at every step on a CPU only. Twice the batches, no more waiting."""
+    from recstack.training import trainer as module
+
+    monkeypatch.setattr(module._Run, "_check", lambda *args: None)
+    monkeypatch.setattr(module, "READ_SECONDS", 1e9)
+    counted = waits(monkeypatch)
+    totals = []
+    for n in (4, 8):
+        before = sum(counted.values())
+        batches = parts(clicks(10 * n), [10] * n)
+        Trainer(TwoTasks(), optimizer="adam", epochs=1, progress=False, **options).fit(batches)
+        totals.append(sum(counted.values()) - before)
+    assert totals[0] == totals[1]
+
+
+def test_no_batch_of_an_evaluation_waits_for_the_device(monkeypatch):
+    t = Trainer(TwoTasks(), optimizer="adam", monitor="loss", progress=False)
+    counted, totals = waits(monkeypatch), []
+    for n in (4, 8):
+        before = counted["item"] + counted["__bool__"] + counted["__float__"]
+        t.evaluate(parts(clicks(10 * n), [10] * n))
+        totals.append(counted["item"] + counted["__bool__"] + counted["__float__"] - before)
+    assert totals[0] == totals[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("embedding", ["adam", "rowwise_adagrad"])
+def test_on_cuda_training_is_that_of_the_cpu(embedding):
+    losses = []
+    for device in ("cpu", "cuda"):
+        options = {"optimizer": {"embedding": embedding, "default": "adam"}, "lr": 0.05, "epochs": 3, "progress": False}
+        t = Trainer(Net(dropout=0.0), device=device, average="ema", monitor="loss", **options)
+        result = t.fit(world(), world(2, seed=4))
+        losses.append([e["valid"]["loss"] for e in result.epochs])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_cuda_nothing_is_waited_for_within_an_epoch():
+    class Strict(Net):
+        def losses(self, batch):
+            torch.cuda.set_sync_debug_mode("error" if self.training else "default")
+            return super().losses(batch)
+
+    try:
+        Trainer(Strict(), device="cuda", optimizer="adam", epochs=1, progress=False).fit(world(40))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# -- compiled ---------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training():
+    losses = []
+    for compile in (False, True):
+        options = {"optimizer": {"embedding": "rowwise_adagrad", "default": "adam"}, "lr": 0.05, "progress": False}
+        model = Net(dropout=0.0)
+        result = Trainer(model, epochs=3, compile=compile, **options).fit([*world(3), *world(1, size=5)])
+        losses.append([e["loss"] for e in result.epochs])
+        assert not model.table.sparse
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+# -- one epoch and the next -------------------------------------------------------------------------------------------
+def test_tables_begin_anew_in_each_epoch_and_the_rest_goes_on():
+    """As two runs with one model, the tables and their optimiser's state made anew in between."""
+    batches = world()
+
+    class Same(Net):
+        def __init__(self):
+            super().__init__()
+            first = self.table.weight.detach().clone()
+
+            def reset():
+                with torch.no_grad():
+                    self.table.weight.copy_(first)
+
+            self.table.reset_parameters = reset
+
+    model, hand = Same(), Same()
+    options = {"optimizer": {"embedding": "adagrad", "default": "sgd"}, "lr": 0.1, "progress": False}
+    Trainer(model, epochs=2, reset_embeddings=True, **options).fit(batches)
+    table, rest = Adagrad([hand.table.weight], lr=0.1), torch.optim.SGD(hand.mlp.parameters(), lr=0.1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for epoch in range(2):
+            if epoch:
+                hand.table.reset_parameters()
+                table = Adagrad([hand.table.weight], lr=0.1)
+            for batch in batches:
+                hand.losses(batch)["click"].backward()
+                for o in (table, rest):
+                    o.step()
+                    o.zero_grad()
+    for a, b in zip(model.parameters(), hand.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+class Renewing(Net):
+    """Gives row 5 to another id in the third step."""
+
+    def __init__(self, third=3):
+        super().__init__(dropout=0.0)
+        self.third, self.calls = third, 0
+        self.table.renewed = lambda: torch.tensor([5]) if self.calls == self.third else None
+
+    def losses(self, batch):
+        self.calls += 1
+        if self.calls == self.third:
+            with torch.no_grad():
+                self.table.weight[5] = 0.5
+            self.then = weights(self)
+        return super().losses(batch)
+
+
+@pytest.mark.filterwarnings("ignore:Parameter .* did not move")
+@pytest.mark.parametrize("embedding", ["adagrad", "rowwise_adagrad", "lazy_adam", "adam"])
+def test_rows_with_a_new_owner_have_no_history_in_the_optimiser(embedding, tmp_path):
+    """Their state after the step is that of a first step from the same weights."""
+    batch = {"ids": torch.tensor([[5, 6]] * 4, dtype=torch.int32), "click@label": torch.ones(4)}
+
+    def state(model, n):
+        options = {"optimizer": {"embedding": embedding, "default": "sgd"}, "lr": 0.1, "epochs": 1, "progress": False}
+        Trainer(model, checkpoint=tmp_path / str(n), **options).fit([batch] * n)
+        tensors = Checkpoints(tmp_path / str(n)).latest().piece("optimizers-0").tensors
+        return {k: v for k, v in tensors.items() if k.endswith(":table.weight") and v.dim()}
+
+    model, first = Renewing(), Renewing(third=0)
+    got = state(model, 3)
+    first.load_state_dict(model.then)
+    for key, want in state(first, 1).items():
+        torch.testing.assert_close(got[key][5], want[5], msg=key)
+        assert not torch.allclose(got[key][6].float(), want[6].float()), key
 
 
 # -- validation -------------------------------------------------------------------------------------------------------
