@@ -299,7 +299,8 @@ class Renewing(Net):
 @pytest.mark.parametrize("embedding", ["adagrad", "rowwise_adagrad", "lazy_adam", "adam"])
 def test_rows_with_a_new_owner_have_no_history_in_the_optimiser(embedding, tmp_path):
     """Their state after the step is that of a first step from the same weights."""
-    batch = {"ids": torch.tensor([[5, 6]] * 4, dtype=torch.int32), "click@label": torch.ones(4)}
+    ids = torch.tensor([[5, 6], [6, 7], [8, 5], [6, 9]], dtype=torch.int32)
+    batch = {"ids": ids, "click@label": torch.tensor([1.0, 0.0, 0.0, 1.0])}
 
     def state(model, n):
         options = {"optimizer": {"embedding": embedding, "default": "sgd"}, "lr": 0.1, "epochs": 1, "progress": False}
