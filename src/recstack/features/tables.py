@@ -35,6 +35,7 @@ class Layout:
     sizes: dict[str, int]  # rows of each part, the padding row included
     start: dict[str, int]
     codes: dict[str, Hash]
+    short = False  # whether its rows are of fewer bits than the vectors
 
     def _lay(self, sizes: Mapping[str, int], codes: Mapping[str, Hash]) -> None:
         self.codes = dict(codes)
@@ -352,7 +353,8 @@ class Tables(ByName):
             if ask.table in arena.codes:
                 check_ids(ask.ids, ask.column or ask.table, self.sizes[ask.table])
             parts = arena.look(ask.table, ask.ids)
-            offsets = ask.offsets if len(parts) == 1 else None  # joined first, pooled afterwards
+            late = len(parts) > 1 or arena.short  # vectors are joined, or widened to float32, and then pooled
+            offsets = None if late else ask.offsets
             pooled, mean = offsets is not None, offsets is not None and ask.mean
             for part, ids in parts:
                 calls.setdefault((home, pooled, mean), []).append(_Look(i, part, ids, offsets, mean))
@@ -368,10 +370,10 @@ class Tables(ByName):
         return [self._vector(ask, parts) for ask, parts in zip(asks, found, strict=True)]
 
     def _vector(self, ask: Ask, parts: list[Tensor]) -> Tensor:
-        if len(parts) == 1:
-            return parts[0]
-        vector = self.arena(ask.table).codes[ask.table].vector(parts)
-        return vector if ask.offsets is None else _bags(vector, ask.ids, ask.offsets, ask.mean)
+        arena = self.arena(ask.table)
+        vector = parts[0] if len(parts) == 1 else arena.codes[ask.table].vector(parts)
+        late = ask.offsets is not None and (len(parts) > 1 or arena.short)
+        return _bags(vector, ask.ids, ask.offsets, ask.mean) if late else vector  # type: ignore[arg-type]
 
     def _index(self, arena: Arena, looks: list[_Look], asks: list[Ask]) -> Tensor:
         """Rows of the arena, lookup by lookup; ids of tables without a code are checked on the way."""
