@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -77,6 +77,8 @@ def requests(batch: Any) -> int:
     """R. Jagged columns have as many rows as values, so labels and the mask are asked first."""
     if not isinstance(batch, Mapping):
         return 1
+    if "@empty" in batch:  # of a process that has no rows of this batch; see `distributed.blank`
+        return 0
     for key, value in batch.items():
         if key.endswith("@label") or key == "@mask":
             return value.shape[0]
@@ -98,23 +100,24 @@ def windows(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
         yield window
 
 
-def shares(window: list[Batch], model: Any) -> list[dict[str, Any]]:
+def shares(window: list[Batch], model: Any, summed: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
     """For each batch of a window, each task's share of the window's live (weighted) rows; "" is the share of requests.
 
     A task's loss is a mean over its live rows, and a mean of such means is not the mean over the window: clicks come
-    unevenly. Scaled by these shares the window is one large batch. Tasks' shares are tensors, which no device waits for.
+    unevenly. Scaled by these shares the window is one large batch, `summed` over all processes. Tasks' shares are tensors, which no device waits for.
     """
     schema = getattr(model, "schema", None)
     counts: list[dict[str, Any]] = []
     for batch in window:
         count: dict[str, Any] = {"": float(requests(batch))}
+        live = requests(batch) > 0
         if schema is not None:
             from recstack.features import tasks
 
             for name, (_, where, weight) in tasks.targets(batch, schema).items():
-                count[name] = (where if weight is None else where * weight).sum(dtype=torch.float64)
+                count[name] = (where if weight is None else where * weight).sum(dtype=torch.float64) * live
         counts.append(count)
-    total = {name: sum(c[name] for c in counts) for name in counts[0]}
+    total = summed({name: sum(c[name] for c in counts) for name in counts[0]})
     return [{name: _share(n, total[name]) for name, n in c.items()} for c in counts]
 
 

@@ -58,13 +58,24 @@ def meters(model: Any, monitor: str | None = None) -> dict[str, Any]:
     return out
 
 
+def mergeable(model: Any, monitor: str | None) -> bool:
+    """Whether `evaluate` asks meters only, which several processes can fill; a mean of batches' losses is not so."""
+    return monitor != "loss" and bool(meters(model, monitor))
+
+
 @torch.no_grad()
 def evaluate(
-    model: Any, loader: Iterable[Batch], device: torch.device, autocast: Autocast, monitor: str | None = None
+    model: Any,
+    loader: Iterable[Batch],
+    device: torch.device,
+    autocast: Autocast,
+    monitor: str | None = None,
+    merge: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, float]:
     """{"click/auc": …}; with "loss", the mean over requests, if it is monitored or there is nothing else.
 
-    What is summed stays on the device until the end, so that no batch waits for it.
+    What is summed stays on the device until the end, so that no batch waits for it. `merge` is given the meters before
+    they are asked, where `loader` gives a process's part of the rows.
     """
     found = meters(model, monitor)
     with_loss = not found or monitor == "loss"
@@ -73,11 +84,15 @@ def evaluate(
         batch = moved(batch, device)
         with autocast():
             if found:
-                tasks.update_meters(found, model(batch), batch, model.schema)
+                logits = model(batch)
+                if requests(batch):
+                    tasks.update_meters(found, logits, batch, model.schema)
             if with_loss:
                 n = requests(batch)
                 total += n * sum(value.double() for value in model.losses(batch).values())
                 count += n
+    if merge is not None:
+        merge(found)
     out = {name: float(meter.compute()) for name, meter in found.items()}
     return out | {"loss": float(total / count) if count else float("nan")} if with_loss else out
 

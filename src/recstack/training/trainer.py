@@ -25,7 +25,9 @@ from recstack.training import averaging, checkpoints, evaluation, incremental, m
 from recstack.training import batches as feeding
 from recstack.training.callbacks import Callback, Progress, loggers
 from recstack.training.diagnosis import Movement, explain
-from recstack.training.optimizers import Group, assign, clip
+from recstack.training.distributed import World
+from recstack.training.distributed import tables as tables_to_shard
+from recstack.training.optimizers import Group, assign
 from recstack.training.turns import Turn, check_names, turns
 
 logger = logging.getLogger("recstack.training")
@@ -107,6 +109,12 @@ class Trainer:
         log_dir: folder for metrics.jsonl, and TensorBoard if installed.
         progress: a bar on a terminal, a line per epoch elsewhere; False only logs.
         callbacks: more of them.
+        distributed: None: a run of several processes where torchrun started them (or a process group is initialised),
+            `batch_size` being that of all together; False: one process all the same; True: several, or an error. Then
+            only process 0 logs, calls the callbacks and writes checkpoints. See `recstack.training.distributed`.
+        sharded: keys as in `optimizer`, "embedding" for all tables, of tables whose rows, and their optimiser's state,
+            are spread over the processes while training.
+        timeout: seconds after which a process that does not answer is taken for lost; one that ended is noticed at once.
 
     Raises:
         ConfigError: for what does not exist or does not fit together, before the first step.
@@ -154,6 +162,9 @@ class Trainer:
         progress: bool = True,
         device: str | torch.device | None = None,
         callbacks: Iterable[Callback] = (),
+        distributed: bool | None = None,
+        sharded: str | Iterable[str] = (),
+        timeout: float = 600.0,
     ) -> None:
         if not isinstance(model, nn.Module) or not isinstance(model, Trainable):
             raise ConfigError(
@@ -184,10 +195,18 @@ class Trainer:
         self.monitor, self.patience, self.min_delta, self.seed = monitor, patience, min_delta, seed
         self.checkpoints = None if checkpoint is None else checkpoints.Checkpoints(checkpoint)
         self.checkpoint_every = checkpoint_every
-        extra = [] if log_dir is None else loggers(log_dir)
-        self.callbacks: list[Callback] = [Progress(progress), *extra, *callbacks]
+        self.world = World(distributed, timeout)
+        self.sharded = (sharded,) if isinstance(sharded, str) else tuple(sharded)
+        tables_to_shard(model, self.sharded)
+        if self.sharded and reset_embeddings:
+            raise ConfigError("reset_embeddings=True needs whole tables; leave out sharded=.")
+        if batch_size < self.world.size:
+            raise ConfigError(f"batch_size={batch_size} is that of all {self.world.size} processes; take a larger one.")
+        self.callbacks: list[Callback] = []
+        if self.world.main:
+            self.callbacks = [Progress(progress), *([] if log_dir is None else loggers(log_dir)), *callbacks]
         where = next(iter(model.parameters()), torch.empty(0)).device
-        self.device = torch.device(device) if device is not None else where
+        self.device = self.world.device(device, where)
         kind = type(averaging.get(average, nn.Module()))
         if reset_embeddings and kind is averaging.SWA:
             raise ConfigError(
@@ -220,22 +239,30 @@ class Trainer:
             raise ConfigError(f"monitor={self.monitor!r} watches validation data; pass valid=.")
         if resume and self.checkpoints is None:
             raise ConfigError("resume=True needs checkpoint=, the folder of the checkpoints.")
+        with self.world.running(self.device, None if self.checkpoints is None else self.checkpoints.folder):
+            result = self._fit(train, valid, resume, start_from)
+        if hasattr(self.model, "fitted"):
+            self.model.fitted = True  # type: ignore[assignment]
+        return result
+
+    def _fit(self, train: Any, valid: Any, resume: bool, start_from: str | Path | None) -> FitResult:
         self.model.to(self.device)
+        self.world.begin(self.model)
         options = {"batch_size": self.batch_size, "negatives": self.negatives, "seed": self.seed}
         loader = feeding.batches(train, self.model, shuffle=True, **options)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.seed)
+            torch.manual_seed(self.world.seed(self.seed))
             run = _Run(self, loader, feeding.encoded(valid, self.model))
+            if start_from is not None and (self.checkpoints is None or not self.checkpoints.complete()):
+                incremental.start(start_from, self.model, run.turns)
             with (
                 _sparse(self.model, run.groups, self.regularization),
-                _interruptible() as stop,
+                _interruptible(self.world.several or self.checkpoints is not None) as self.world.stop,
                 self.checkpoints or nullcontext(),
+                self.world.spread(self.model, self.sharded, [g.optimizer for g in run.groups]),
             ):
-                result = run.go(resume, start_from, stop)
-        if hasattr(self.model, "fitted"):
-            self.model.fitted = True  # type: ignore[assignment]
-        return result
+                return run.go(resume)
 
     def evaluate(self, data: Any) -> dict[str, float]:
         """The metrics of `data`, taken as in `fit`: the model's own `validate`, or those of its tasks."""
@@ -247,15 +274,18 @@ class Trainer:
         with _evaluating(self.model):
             return evaluation.predict(self.model, self._ordered(data), self.device, self._autocast)
 
-    def _measure(self, data: Any) -> dict[str, float]:
+    def _measure(self, data: Any, world: World | None = None) -> dict[str, float]:
+        """By all processes of `world` together where the tasks' meters can be merged; else each measures all of it."""
         self.model.to(self.device)
         devices = [self.device] if self.device.type == "cuda" else []
         with _evaluating(self.model), torch.random.fork_rng(devices=devices):
             if hasattr(self.model, "validate"):
                 with torch.no_grad():
                     return {name: float(value) for name, value in self.model.validate(data).items()}  # type: ignore[operator]
-            loader = self._ordered(data)
-            return evaluation.evaluate(self.model, loader, self.device, self._autocast, self.monitor)
+            loader, merge = self._ordered(data), None
+            if world is not None and evaluation.mergeable(self.model, self.monitor):
+                loader, merge = world.sliced(loader), world.merge
+            return evaluation.evaluate(self.model, loader, self.device, self._autocast, self.monitor, merge)
 
     def _ordered(self, data: Any) -> Any:
         options = {"batch_size": self.batch_size, "negatives": self.negatives, "seed": self.seed}
@@ -304,26 +334,33 @@ def _named(schedule: Any) -> str:
 @dataclass
 class _Stop:
     asked: bool = False
+    at: float = 0.0
 
 
 @contextmanager
-def _interruptible() -> Iterator[_Stop]:
-    """The first Ctrl-C asks for an end after the step, the second ends at once."""
+def _interruptible(terminable: bool) -> Iterator[_Stop]:
+    """The first Ctrl-C, or SIGTERM where `terminable`, asks for an end after the step; one a second later ends at once.
+
+    Sooner it counts as the same: a terminal and torchrun may both pass one on.
+    """
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def handle(number: int, frame: Any) -> None:
-        if stop.asked:
+        now = time.monotonic()
+        if stop.asked and now - stop.at > 1:
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.asked, stop.at = True, now
 
-    before = signal.signal(signal.SIGINT, handle)
+    numbers = [signal.SIGINT, signal.SIGTERM] if terminable else [signal.SIGINT]
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -394,11 +431,11 @@ class _Run:
         self.spent = 0.0  # seconds of this epoch before the process was restarted
 
     # -- the loop -----------------------------------------------------------------------------------------------------
-    def go(self, resume: bool, start_from: str | Path | None, stop: _Stop) -> FitResult:
+    def go(self, resume: bool) -> FitResult:
         begun = time.perf_counter()
         self.average = averaging.get(self.t.average, self.model)  # here, for it asks which tables are sparse
-        if not self._resume(resume) and start_from is not None:
-            incremental.start(start_from, self.model, self.turns)
+        self.t.world.same(self.settings, "settings or a number of batches")
+        self._resume(resume)
         self.t.memory = self._memory()
         self.saved_at = time.monotonic()
         for callback in self.t.callbacks:
@@ -406,9 +443,9 @@ class _Run:
         interrupted = False
         result = FitResult(self.epochs)
         try:
-            movement = Movement(self.model) if self.epoch == 0 and not self.finished else None
+            movement = Movement(self.model) if self.epoch == 0 and not self.finished and self.t.world.main else None
             while not self.finished and not interrupted:
-                interrupted = self._epoch(stop)
+                interrupted = self._epoch()
                 if interrupted:
                     break
                 self._close_epoch()
@@ -416,7 +453,7 @@ class _Run:
                     movement.warn(self.model)
                     movement = None
                 self._save()
-                interrupted = stop.asked and not self.finished
+                interrupted = self.t.world.any(self.t.world.stop.asked) and not self.finished
             if self.best is not None and self.best.weights:
                 self.model.load_state_dict(self.best.weights)
             elif self.average is not None:
@@ -431,18 +468,18 @@ class _Run:
                 callback.on_end(result)
         return result
 
-    def _epoch(self, stop: _Stop) -> bool:
+    def _epoch(self) -> bool:
         """The rest of an epoch; whether it was interrupted."""
         self.model.train()
         if self.t.reset_embeddings and self.epoch and not self.batch:
             self._reset_embeddings()
         self.epoch_begun = self.read_at = time.perf_counter()
         self.read_samples, self.read_sums, self.read_batch = self.samples, self._copy_sums(), self.batch
-        for window in feeding.windows(self._rest(), self.t.accumulate):
+        for window in feeding.windows(self.t.world.sliced(self._rest()), self.t.accumulate):
             self._step(window)
             if self._due():
                 self._save()
-            if stop.asked:
+            if self.t.world.stopping:
                 self._save()
                 return True
         return False
@@ -456,7 +493,9 @@ class _Run:
     def _step(self, window: list[Any]) -> None:
         turn = self.turns[self.step % len(self.turns)]
         batches = [feeding.moved(batch, self.t.device) for batch in window]
-        shares = feeding.shares(batches, self.model) if self.t.accumulate > 1 else [None]
+        world, sums = self.t.world, {}
+        alone = self.t.accumulate == 1 and not world.several
+        shares = [None] if alone else feeding.shares(batches, self.model, world.total)
         for batch, share in zip(batches, shares, strict=True):
             if self.t.compile is not None:
                 torch.compiler.cudagraph_mark_step_begin()
@@ -469,14 +508,16 @@ class _Run:
             loss = turn.loss(losses)
             for name, value in losses.items():
                 value = value.detach().double()
-                self.sums[name] = self.sums[name] + value if name in self.sums else value
+                sums[name] = sums[name] + value if name in sums else value
             self._check(losses, loss, batch)
             loss.backward()
-            self.samples += feeding.requests(batch)
+        for name, value in world.reduce(turn.params, sums, self.model).items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.samples += world.requests if world.several else sum(feeding.requests(batch) for batch in batches)
         for p, penalty in self.penalties:
             p.grad = p.detach() * penalty if p.grad is None else p.grad.add_(p.detach(), alpha=penalty)
         if self.t.clip is not None:
-            clip(turn.params, self.t.clip)
+            world.clip(turn.params, self.t.clip)
         self._renew()
         if self.average is not None:
             self.average.before_step()
@@ -511,13 +552,15 @@ class _Run:
                 self.average.renew(table.weight, rows)
 
     def _reset_embeddings(self) -> None:
-        for table in self.tables:
-            if table.weight.requires_grad:
-                table.reset_parameters()
-                for group in self.groups:
-                    group.optimizer.state.pop(table.weight, None)
-                if self.average is not None:
-                    self.average.renew(table.weight)
+        tables = [table for table in self.tables if table.weight.requires_grad]
+        for table in tables:
+            table.reset_parameters()
+        self.t.world.begin(self.model)  # each process drew its own
+        for table in tables:
+            for group in self.groups:
+                group.optimizer.state.pop(table.weight, None)
+            if self.average is not None:
+                self.average.renew(table.weight)
 
     def _memory(self) -> memory.Memory:
         """The estimate, with a warning where the machine has less."""
@@ -532,7 +575,7 @@ class _Run:
             device=self.t.device,
             **copies,
         )
-        if found.short:
+        if found.short and self.t.world.main:
             warnings.warn(
                 f"Training takes about {memory.size(found.wanted)} beside the weights, and {memory.size(found.free or 0)} are "
                 "free. A row-wise optimiser, smaller tables or bf16 storage need less.",
@@ -587,6 +630,7 @@ class _Run:
         windows = math.ceil(self.batch / self.t.accumulate)
         losses = {name: value / windows for name, value in self._copy_sums().items()}
         self.epoch += 1
+        self.t.world.level(self.model)
         averaged: AbstractContextManager = nullcontext()
         if self.average is not None:
             self.average.after_epoch(self.epoch)
@@ -604,7 +648,7 @@ class _Run:
         self.epochs.append(record)
         with averaged:
             if self.valid is not None:
-                record["valid"] = self.t._measure(self.valid)
+                record["valid"] = self.t.world.agreed(self.t._measure(self.valid, self.t.world))
             improved = self.best is not None and self.best.observe(record, self.model)
         self.finished = self.epoch >= self.t.epochs
         if self.best is not None:
@@ -621,7 +665,7 @@ class _Run:
         if self.t.checkpoints is None or every is None:
             return False
         if isinstance(every, timedelta):
-            return time.monotonic() - self.saved_at >= every.total_seconds()
+            return self.t.world.any(time.monotonic() - self.saved_at >= every.total_seconds())
         return self.step % every == 0
 
     def _save(self) -> None:
@@ -652,7 +696,9 @@ class _Run:
             pieces["best"] = checkpoints.piece(self.best.weights, fixed=True)
         if self.average is not None:
             pieces["average"] = checkpoints.piece(*self.average.state())
-        self.t.checkpoints.save(self.step, pieces, meta)
+        pieces = self.t.world.gathered(pieces)
+        if self.t.world.main:
+            self.t.checkpoints.save(self.step, pieces, meta)
         self.saved_at = time.monotonic()
 
     def _resume(self, resume: bool) -> bool:
@@ -666,6 +712,7 @@ class _Run:
         saved = None if store is None else store.latest()
         if saved is None:
             return False
+        saved = self.t.world.cut(saved)
         meta = saved.meta
         checkpoints.require_same(meta["settings"], self.settings, saved.path)
         self.model.load_state_dict(saved.piece("model").tensors)
