@@ -57,13 +57,15 @@ def as_raw(column: pl.Series) -> Raw:
     if dtype == pl.Null:
         return Raw(np.zeros(0, np.int64), np.full(len(column), -1))
     if dtype.is_integer() or dtype == pl.Boolean:
-        null = column.is_null().to_numpy() if column.null_count() else None
-        column = column.fill_null(0) if dtype.is_integer() else column.fill_null(False)
-        values = column.to_numpy()
-        values = np.ascontiguousarray(values).view(np.int64) if dtype == pl.UInt64 else values.astype(np.int64)
+        null = None
+        if column.null_count():
+            null = column.is_null().to_numpy()
+            column = column.fill_null(0) if dtype.is_integer() else column.fill_null(False)
+        values = np.ascontiguousarray(column.to_numpy())
+        values = values.view(np.int64) if dtype == pl.UInt64 else values.astype(np.int64, copy=False)
         return Raw(values, None if null is None else np.where(null, -1, np.arange(len(null))))
     if dtype.is_float() or dtype.is_decimal():
-        return Raw(column.cast(pl.Float64).fill_null(np.nan).to_numpy())
+        return Raw(column.cast(pl.Float64).to_numpy())  # a null is NaN there
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         encoded = column.cast(pl.String).to_arrow().dictionary_encode()
         values = encoded.dictionary.to_numpy(zero_copy_only=False).astype(object)

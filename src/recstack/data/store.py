@@ -50,12 +50,8 @@ class Block:
             tuple(f.name for f in ids),
             tuple((f.name, w) for f, w in floats),
         )
-        for j, f in enumerate(ids):
-            block.ids[:, j] = encode(f)
-        start = 0
-        for f, width in floats:
-            block.floats[:, start : start + max(1, width)] = np.reshape(encode(f), (rows, max(1, width)))
-            start += max(1, width)
+        _fill(block.ids, [np.asarray(encode(f)).reshape(rows, 1) for f in ids])
+        _fill(block.floats, [np.asarray(encode(f)).reshape(rows, max(1, w)) for f, w in floats])
         block.lists = {f.name: encode(f) for f in lists}
         return block
 
@@ -146,6 +142,15 @@ class Block:
         }
         floats = tuple((n, w) for n, w in spec["floats"])
         return cls(spec["rows"], arrays[f"{prefix}.i32"], arrays[f"{prefix}.f32"], tuple(spec["ids"]), floats, lists)
+
+
+def _fill(out: np.ndarray, columns: list[np.ndarray]) -> None:
+    """`out` [n, W] from columns [n, w], some thousand rows at a time: a whole column would pass the cache W times."""
+    for first in range(0, len(out) if columns else 0, 4096):
+        start = 0
+        for column in columns:
+            out[first : first + 4096, start : start + column.shape[1]] = column[first : first + 4096]
+            start += column.shape[1]
 
 
 def _rows(array: np.ndarray, index: np.ndarray | slice, dead: np.ndarray | None) -> np.ndarray:
