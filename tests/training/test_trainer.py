@@ -156,7 +156,7 @@ def test_shares_of_a_window_do_not_wait_for_the_device(monkeypatch):
     for name in ("item", "__bool__", "__float__"):
         counted[name] = 0
     batching = parts(clicks(60), [10, 30, 20])
-    shares = feeding.shares(batching, TwoTasks())
+    shares = feeding.shares(batching, TwoTasks(), lambda counts: counts)
     assert sum(counted.values()) == 0
     assert sum(s["click"] for s in shares).item() == pytest.approx(1)
     assert [s[""] for s in shares] == [10 / 60, 30 / 60, 20 / 60]

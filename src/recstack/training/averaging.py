@@ -90,7 +90,8 @@ class Average:
 class EMA(Average):
     r"""Exponential average over steps, with Adam's correction for the start, so that no initial weight remains in it.
 
-    .. math:: \bar w_t = \frac{(1 - \beta) \sum_{s \le t} \beta^{t - s} w_s}{1 - \beta^t}
+    .. math:: \bar w_t = \frac{1 - \beta}{1 - \beta^t} \sum_{s = 1}^{t} \beta^{t - s} w_s
+        = \bar w_{t-1} + \frac{1 - \beta}{1 - \beta^t} (w_t - \bar w_{t-1})
 
     Dense parameters cost one pass a step. A table with sparse gradients is *not* passed over: a row that is not in the
     batch keeps its value, so that n such steps are one step with :math:`\beta^n`, taken when the row is met again or the
@@ -117,24 +118,28 @@ class EMA(Average):
     @torch.no_grad()
     def after_step(self) -> None:
         self.steps += 1
+        share = (1 - self.decay) / (1 - self.decay**self.steps)
         for n, w in self._all():
             if n not in self.lazy:
-                self.sums[n].lerp_(w.to(self.sums[n].dtype), 1 - self.decay)
+                self.sums[n].lerp_(w.to(self.sums[n].dtype), share)
         for n, rows in self.met.items():
             own, w = self.sums[n], self.lazy[n].detach()
             if rows is None:
-                own.lerp_(w.to(own.dtype), 1 - self.decay)
+                own.lerp_(w.to(own.dtype), share)
                 self.last[n].fill_(self.steps)
             else:
                 now = w.index_select(0, rows).to(own.dtype)
-                own.index_copy_(0, rows, own.index_select(0, rows).lerp_(now, 1 - self.decay))
+                own.index_copy_(0, rows, own.index_select(0, rows).lerp_(now, share))
                 self.last[n].index_fill_(0, rows, self.steps)
 
     def _catch_up(self, name: str, rows: Tensor | None) -> None:
         """Take the steps in which these rows stood still, up to the present one."""
+        if not self.steps:
+            return
         own, w, last = self.sums[name], self.lazy[name].detach(), self.last[name]
-        keep = (self.decay ** (self.steps - (last if rows is None else last[rows])).double()).to(own.dtype)
-        keep = keep.view(-1, *[1] * (own.dim() - 1))
+        met = (last if rows is None else last[rows]).double()
+        keep = self.decay ** (self.steps - met) * (1 - self.decay**met) / (1 - self.decay**self.steps)
+        keep = keep.to(own.dtype).view(-1, *[1] * (own.dim() - 1))
         if rows is None:
             own.sub_(w).mul_(keep).add_(w)
             last.fill_(self.steps)
@@ -146,23 +151,17 @@ class EMA(Average):
     @torch.no_grad()
     def renew(self, p: Tensor, rows: Tensor | None = None) -> None:
         for n, own in self.sums.items():
-            if self.tensors[n] is not p:
-                continue
-            seen = 1 - self.decay**self.steps  # as if the row had always had this value
-            if rows is None:
-                own.copy_(p.detach()).mul_(seen)
-            else:
-                own[rows] = p.detach()[rows].to(own.dtype) * seen
-            if n in self.last:
-                self.last[n][slice(None) if rows is None else rows] = self.steps
+            if self.tensors[n] is p:
+                at = slice(None) if rows is None else rows
+                own[at] = p.detach()[at].to(own.dtype)
+                if n in self.last:
+                    self.last[n][at] = self.steps
 
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
-        if not self.steps:
-            return {}
         for n in self.last:
             self._catch_up(n, None)
-        return {n: own / (1 - self.decay**self.steps) for n, own in self.sums.items()}
+        return dict(self.sums) if self.steps else {}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, numbers = super().state()

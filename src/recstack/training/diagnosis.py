@@ -54,8 +54,16 @@ def _tensors(value: Any) -> Iterable[Tensor]:
             yield from _tensors(v)
 
 
+CHUNK = 1 << 22  # weights: torch turns what it sums to float64 first, and a large table twice over is too much
+
+
+def _measured(p: Tensor) -> Tensor:
+    p = p.double()
+    return torch.stack([p.sum(), p.dot(p)])
+
+
 class Movement:
-    """Remembers sum and norm of every trainable parameter; neither moves only if the parameter does not."""
+    """Remembers sum and square of every trainable parameter; neither moves only if the parameter does not."""
 
     def __init__(self, model: nn.Module) -> None:
         self.before = self._measure(model)
@@ -64,7 +72,7 @@ class Movement:
     @torch.no_grad()
     def _measure(model: nn.Module) -> dict[str, Tensor]:
         return {
-            name: torch.stack([p.sum(dtype=torch.float64), torch.linalg.vector_norm(p, dtype=torch.float64)])
+            name: torch.stack([_measured(part) for part in p.reshape(-1).split(CHUNK)]).sum(0)
             for name, p in model.named_parameters()
             if p.requires_grad
         }
