@@ -36,7 +36,8 @@ class QuantizedArena(Layout, nn.Module):
     def forward(self, rows: Rows) -> Tensor:
         """``[*index.shape, D]``, or ``[bags, D]`` with offsets; float32."""
         index, offsets = rows.index.reshape(-1), rows.offsets
-        if index.device.type == "cpu":
+        # torch has these operators for the CPU only, and cannot trace that of 4 bits
+        if index.device.type == "cpu" and (self.bits == 8 or not torch.compiler.is_compiling()):
             bags = torch.arange(index.shape[0] + 1) if offsets is None else offsets
             found = _OPS[self.bits][1](self.packed, index.long(), bags.long(), include_last_offset=True)
         else:

@@ -287,7 +287,7 @@ class Tables(ByName):
         arena = self.arena(table)
         if table not in arena.codes:
             return arena.tables(arena.every())[table]
-        return self._made(table, torch.arange(1, self.sizes[table], device=arena.every().device))
+        return self._made(table, 1)
 
     def by_id(self, table: str) -> Tensor:
         """The table ``[size, D]`` by id; row 0 is anything, for padding has no vector. Without a copy where ids have rows.
@@ -298,20 +298,21 @@ class Tables(ByName):
         arena = self.arena(table)
         if table not in arena.codes:
             return arena.every()[arena.start[table] :][: self.sizes[table]]
-        return self._made(table, torch.arange(self.sizes[table], device=arena.every().device))
+        return self._made(table, 0)
 
-    def _made(self, table: str, ids: Tensor) -> Tensor:
-        """Vectors of ids from the parts of a coded table; nothing is learned about the ids."""
-        arena, found = self.arena(table), self.arena(table).codes[table]
-        if isinstance(found, Dynamic) and len(ids) > 1 << 24:
+    def _made(self, table: str, first: int) -> Tensor:
+        """Vectors of the ids from `first` on, from the parts of a coded table; nothing is learned about the ids."""
+        arena, size = self.arena(table), self.sizes[table]
+        found = arena.codes[table]
+        if isinstance(found, Dynamic) and size > 1 << 24:
             raise SchemaError(
-                f"Table {table!r} has {len(ids)} ids, too many to be laid out by id, as this model needs; it is dynamic, so "
-                "give it fewer buckets."
+                f"Table {table!r} is dynamic and has {size} ids, too many to be laid out by id, as is asked here; give it "
+                "fewer buckets."
             )
-        every = arena.tables(arena.every())
-        parts = found.look(ids)
-        zero = {part: F.pad(every[part], (0, 0, 1, 0)) for part, _ in parts}
-        return found.vector([F.embedding(row, zero[part]) for part, row in parts])
+        every = arena.every()
+        parts = found.look(torch.arange(first, size, device=every.device))
+        padded = {part: F.pad(arena.tables(every)[part], (0, 0, 1, 0)) for part, _ in parts}
+        return found.vector([F.embedding(row, padded[part]) for part, row in parts])
 
     def load(self, table: str, ids: Tensor, vectors: Tensor) -> None:
         """Set the rows of ids > 0 to vectors ``[n, D]``.
