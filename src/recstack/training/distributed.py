@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from recstack.bundle import Bundle, Piece
 from recstack.errors import ConfigError, TrainingError
 from recstack.kernels.rows import Rows, coalesced, dense_gather
-from recstack.training.averaging import STATISTICS
+from recstack.nn import mlp
 from recstack.training.batches import Batch, requests
 from recstack.training.optimizers import assign, clip
 
@@ -80,6 +80,7 @@ class World:
         self.stop: Any = None  # has `asked`: whether a signal came to this process
         self._stopping = False
         self.requests = 0  # of the step, on all processes
+        self.empty = False  # whether the batch in hand is only there to take part
 
     @property
     def main(self) -> bool:
@@ -267,13 +268,8 @@ class World:
 
     # -- gradients ----------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def reduce(
-        self, params: Iterable[nn.Parameter], losses: Mapping[str, Tensor], model: nn.Module
-    ) -> dict[str, Tensor]:
-        """Sum every gradient over processes, in place, and the losses. A parameter that none used keeps no gradient.
-
-        Each process normalises by the statistics of its own rows; the running ones become their mean over processes.
-        """
+    def reduce(self, params: Iterable[nn.Parameter], losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sum every gradient over processes, in place, and the losses. A parameter that none used keeps no gradient."""
         if not self.several:
             return dict(losses)
         mine = {id(shard.arena.weight) for shard in self.shards.values()}  # their gradients came to their owner already
@@ -290,11 +286,7 @@ class World:
                 self._merge(p, kind.clamp(min=0).tolist())
         names = list(losses)
         values = torch.stack([losses[name].detach().float() for name in names])
-        running = [b for n, b in model.named_buffers() if n.rpartition(".")[2] in STATISTICS]
-        for tensor in (values, *running):
-            dense.setdefault(tensor.dtype, []).append(tensor)
-        for buffer in running:
-            buffer.div_(self.size)
+        dense.setdefault(torch.float32, []).append(values)
         for grads in dense.values():
             flat = self._sum_(torch.cat([g.reshape(-1) for g in grads]))
             for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
@@ -330,6 +322,19 @@ class World:
         scale = (limit / (norm + 1e-6)).clamp(max=1).float()
         for values in (*own, *mine):
             values.mul_(scale.to(values.device))
+
+    @contextmanager
+    def normalised(self, model: nn.Module) -> Iterator[None]:
+        """Inside, BatchNorm in training takes the statistics of the global batch, as one process would."""
+        found = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        norms: list[Any] = list(found) if self.several else []
+        for norm in norms:
+            norm.forward = partial(_batch_norm, self, norm)
+        try:
+            yield
+        finally:
+            for norm in norms:
+                del norm.forward
 
     # -- measuring ----------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -621,6 +626,47 @@ def _refuse_whole_tables(model: nn.Module, arenas: list[Any]) -> list[Any]:
             module.weight = module.by_id = refuse  # type: ignore[assignment]
             changed.append(module)
     return changed
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over processes, whose gradient is one too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        return world._sum_(x.clone())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.world._sum_(grad.clone()), None
+
+
+def _batch_norm(world: World, norm: Any, x: Tensor) -> Tensor:
+    """`norm(x)` by the statistics of all processes' rows; by the running ones where those are fewer than two."""
+    if not norm.training:
+        return type(norm).forward(norm, x)
+    ours: Any = mlp.BatchNorm
+    last = isinstance(norm, ours) or x.dim() == 2  # ours has its channels there, torch's in the second axis
+    rows = (x if last else x.movedim(1, -1)).float()
+    with torch.autocast(x.device.type, enabled=False):
+        live = rows.flatten(0, -2)[: 0 if world.empty else None]
+        total = _Sum.apply(torch.cat([live.sum(0), live.new_tensor([len(live)])]), world)
+        n, few = total[-1].detach(), total[-1].detach() < 2
+        mean = total[:-1] / n.clamp(min=1)
+        var = _Sum.apply((live - mean).square().sum(0), world) / n.clamp(min=1)
+        if norm.running_mean is not None:
+            with torch.no_grad():
+                momentum = torch.where(few, 0.0, norm.momentum or 0.0)
+                norm.running_mean.lerp_(mean, momentum)
+                norm.running_var.lerp_(var * n / (n - 1).clamp(min=1), momentum)
+                norm.num_batches_tracked.add_((~few).long())
+            mean = torch.where(few, norm.running_mean, mean)
+            var = torch.where(few, norm.running_var, var)
+        y = (rows - mean) * (var + norm.eps).rsqrt()
+        if norm.affine:
+            y = y * norm.weight + norm.bias
+    return (y if last else y.movedim(-1, 1)).to(x.dtype)
 
 
 # -- slices of batches ------------------------------------------------------------------------------------------------

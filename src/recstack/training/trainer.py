@@ -260,6 +260,7 @@ class Trainer:
                 _sparse(self.model, run.groups, self.regularization),
                 _interruptible(self.world.several or self.checkpoints is not None) as self.world.stop,
                 self.checkpoints or nullcontext(),
+                self.world.normalised(self.model),
                 self.world.spread(self.model, self.sharded, [g.optimizer for g in run.groups]),
             ):
                 return run.go(resume)
@@ -497,6 +498,7 @@ class _Run:
         alone = self.t.accumulate == 1 and not world.several
         shares = [None] if alone else feeding.shares(batches, self.model, world.total)
         for batch, share in zip(batches, shares, strict=True):
+            world.empty = "@empty" in batch
             if self.t.compile is not None:
                 torch.compiler.cudagraph_mark_step_begin()
             with self.t._autocast():
@@ -511,7 +513,7 @@ class _Run:
                 sums[name] = sums[name] + value if name in sums else value
             self._check(losses, loss, batch)
             loss.backward()
-        for name, value in world.reduce(turn.params, sums, self.model).items():
+        for name, value in world.reduce(turn.params, sums).items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.samples += world.requests if world.several else sum(feeding.requests(batch) for batch in batches)
         for p, penalty in self.penalties:
@@ -684,6 +686,7 @@ class _Run:
             "loader": loader,
             "plateaus": [plateau.state_dict() for plateau in self.plateaus],
             "tables": incremental.tables(self.model),
+            "vocabularies": incremental.vocabularies(getattr(self.model, "schema", None)),
             "best": None if self.best is None else {k: getattr(self.best, k) for k in ("value", "epoch", "waited")},
         }
         pieces = {
