@@ -5,10 +5,12 @@ import pytest
 import torch
 from worlds import equal, weights
 
+from recstack.data import Encoder, Log
 from recstack.errors import TrainingError
 from recstack.features.inputs import Inputs
 from recstack.features.tables import Arena
 from recstack.features.tasks import Heads, losses
+from recstack.models.ranking.deepfm import DeepFM
 from recstack.schema import Categorical, Numeric, Schema, Task
 from recstack.training import Trainer
 from recstack.training.checkpoints import Checkpoints
@@ -149,6 +151,45 @@ def test_a_model_of_other_features_is_refused(tmp_path):
     del model.inputs.tables
     with pytest.raises(TrainingError, match=r"has 'inputs.tables.4.\w+', which this model does not have"):
         Trainer(model, progress=False).fit(day(10, 20), start_from=tmp_path / "1")
+
+
+SCHEMA = Schema([Categorical("user", "user"), Categorical("item", "item")], [Task("click")])
+
+
+def log(users, items, seed=0, n=300):
+    chance = np.random.default_rng(seed)
+    user, item = chance.choice(users, n), chance.choice(items, n)
+    return Log({"user": user, "item": item, "click": (user + item) % 2.0}, SCHEMA)
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "bundle"])
+def test_from_raw_rows_of_one_day_to_those_of_the_next(source, tmp_path):
+    """Ids of old values and their vectors stay, whatever values are new; an encoder fitted anew is refused."""
+    first = log(np.arange(100, 120), np.arange(500, 530))
+    second = log(np.arange(90, 125), np.arange(480, 540), seed=1)
+    options = {"epochs": 2, "batch_size": 64, "lr": 0.05, "progress": False}
+    encoder = Encoder(SCHEMA).fit(first)
+    model = DeepFM(encoder.schema, dim=4, hidden=(8,))
+    Trainer(model, checkpoint=tmp_path / "checkpoint", **options).fit(first)
+    model.save(tmp_path / "bundle")
+
+    later = encoder.grown(second)
+    grown = DeepFM(later.schema, dim=4, hidden=(8,))
+    none = {"epochs": 1, "lr": 0.0, "batch_size": 999, "progress": False}
+    with pytest.warns(UserWarning, match="did not move"):
+        Trainer(grown, **none).fit(second, start_from=tmp_path / source)
+    for value in (100, 119):
+        old, new = (e.encode_values("user", [value])[0] for e in (encoder, later))
+        rows = [dict(m.named_modules())["inputs.tables.4"].tables(w)["user"] for m, w in both(model, grown)]
+        assert torch.equal(rows[0][old - 1], rows[1][new - 1])
+
+    anew = DeepFM(Encoder(SCHEMA).fit(second).schema, dim=4, hidden=(8,))
+    with pytest.raises(TrainingError, match=r"The ids of .user. mean other values than in .* encoder.grown"):
+        Trainer(anew, **none).fit(second, start_from=tmp_path / source)
+
+
+def both(*models):
+    return [(m, dict(m.named_parameters())["inputs.tables.4.weight"]) for m in models]
 
 
 def test_an_arena_is_cut_by_the_old_sizes():

@@ -54,7 +54,7 @@ def _tensors(value: Any) -> Iterable[Tensor]:
             yield from _tensors(v)
 
 
-CHUNK = 1 << 22  # weights: torch turns what it sums to float64 first, and a large table twice over is too much
+CHUNK = 1 << 16  # weights that a cache holds as float64; torch would turn a whole table to float64 before it sums it
 
 
 def _measured(p: Tensor) -> Tensor:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from recstack import bundle
 from recstack.bundle import Bundle, Piece
 from recstack.errors import TrainingError
+from recstack.schema import Categorical
 from recstack.training import checkpoints
 from recstack.training.optimizers import RowOptimizer
 from recstack.training.turns import Turn
@@ -29,6 +32,24 @@ def tables(model: nn.Module) -> dict[str, dict[str, int]]:
     return {path: dict(arena.sizes) for path, arena in arenas(model).items()}
 
 
+def vocabularies(schema: Any) -> dict[str, dict[str, Any]]:
+    """{feature with a learned vocabulary: {"ids": their number, "values": a hash of a thousand of their values}}."""
+    encoder = getattr(schema, "encoder", None)
+    if schema is None or encoder is None:
+        return {}
+    learned = {
+        f.name: f.size
+        for f in schema.features
+        if isinstance(f, Categorical) and f.buckets is None and f.size is not None
+    }
+    return {name: {"ids": size, "values": _values(encoder, name, size)} for name, size in learned.items()}
+
+
+def _values(encoder: Any, name: str, size: int) -> str:
+    ids = np.unique(np.linspace(2, size - 1, 1000).astype(np.int64)) if size > 2 else np.zeros(0, np.int64)
+    return hashlib.sha256(repr(encoder.decode(name, ids).tolist()).encode()).hexdigest()
+
+
 def start(folder: str | Path, model: nn.Module, turns: Sequence[Turn]) -> None:
     """Load weights, and of a checkpoint the optimisers' state, into a model whose tables may have grown.
 
@@ -42,9 +63,27 @@ def start(folder: str | Path, model: nn.Module, turns: Sequence[Turn]) -> None:
         saved = checkpoints.Checkpoints(folder).latest()
     if saved is None or "model" not in saved.pieces:
         raise TrainingError(f"start_from={str(folder)!r} holds neither a checkpoint nor a saved model.")
+    _check_values(model, saved)
     model.load_state_dict(grown_weights(model, saved))
     if "optimizers-0" in saved.pieces:
         _load_state(model, saved, turns)
+
+
+def _check_values(model: nn.Module, saved: Bundle) -> None:
+    """An encoder fitted anew gives ids to other values; its tables would be filled with the rows of strangers."""
+    schema = getattr(model, "schema", None)
+    before, now = saved.meta.get("vocabularies"), vocabularies(schema)
+    if before is None and "encoder" in saved.pieces:
+        piece = saved.piece("encoder")
+        encoder = bundle.resolve(piece.class_path).from_piece(piece)  # type: ignore[attr-defined]
+        before = vocabularies(encoder.schema)
+    for name, old in (before or {}).items():
+        grew = name in now and old["ids"] <= now[name]["ids"]
+        if grew and _values(schema.encoder, name, old["ids"]) != old["values"]:  # type: ignore[union-attr]
+            raise TrainingError(
+                f"The ids of {name!r} mean other values than in {str(saved.path)!r}. Build the model from "
+                "encoder.grown(log), which keeps them, and not from an encoder that was fitted anew."
+            )
 
 
 def grown_weights(model: nn.Module, saved: Bundle) -> dict[str, Tensor]:
