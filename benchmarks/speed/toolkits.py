@@ -28,46 +28,48 @@ Fit = Callable[[], None]
 Predict = Callable[[Data], np.ndarray]
 
 
-def recstack(model: str, train: Data, sparse: bool = True) -> tuple[Fit, Predict, nn.Module]:
+IDS, NUMBERS = tuple(f"C{i}" for i in range(1, 27)), tuple(f"I{i}" for i in range(1, 14))
+
+
+def recstack_columns(data: Data) -> Any:
+    """Identifiers and numbers as they are: there is nothing to learn or to look up. 0 is padding and 1 the unknown."""
     import recstack as rs
     from recstack.data import Columns
     from recstack.data.store import Block
 
-    names = [f"C{i}" for i in range(1, 27)], [f"I{i}" for i in range(1, 14)]
-    # Identifiers from 0 become ids from 2: 0 is padding and 1 the unknown.
-    schema = rs.Schema(
-        [
-            *(rs.Categorical(n, size=int(s) + 2) for n, s in zip(names[0], train["sizes"], strict=True)),
-            *map(rs.Numeric, names[1]),
-        ],
-        [rs.Task("click")],
+    features = [
+        *(rs.Categorical(n, size=int(s) + 2) for n, s in zip(IDS, data["sizes"], strict=True)),
+        *map(rs.Numeric, NUMBERS),
+    ]
+    rows, nothing = len(data["click"]), np.empty((len(data["click"]), 0), np.float32)
+    return Columns(
+        schema=rs.Schema(features, [rs.Task("click")]),
+        user=Block(rows, data["ids"] + 2, data["numbers"], IDS, tuple((n, 0) for n in NUMBERS)),
+        item=Block(rows, nothing.astype(np.int32), nothing),
+        label_block=Block(rows, nothing.astype(np.int32), data["click"][:, None], (), (("click", 0),)),
+        **dict.fromkeys(("users", "items", "user_rows", "item_rows", "lists", "times", "weights", "catalog")),
+        histories={},
+        implicit=False,
     )
 
-    def columns(data: Data) -> Columns:  # identifiers and numbers as they are: there is nothing to learn or to look up
-        rows, nothing = len(data["click"]), np.empty((len(data["click"]), 0), np.float32)
-        return Columns(
-            schema=schema,
-            user=Block(rows, data["ids"] + 2, data["numbers"], tuple(names[0]), tuple((n, 0) for n in names[1])),
-            item=Block(rows, nothing.astype(np.int32), nothing),
-            label_block=Block(rows, nothing.astype(np.int32), data["click"][:, None], (), (("click", 0),)),
-            **dict.fromkeys(("users", "items", "user_rows", "item_rows", "lists", "times", "weights", "catalog")),
-            histories={},
-            implicit=False,
-        )
 
-    folder = Path(tempfile.mkdtemp())
-    columns(train).save(folder)
+def recstack(model: str, train: Data, sparse: bool = True) -> tuple[Fit, Predict, nn.Module]:
+    import recstack as rs
+    from recstack.data import Columns
+
+    folder, columns = Path(tempfile.mkdtemp()), recstack_columns(train)
+    columns.save(folder)
+    options: dict[str, Any] = {"dim": DIM, "hidden": HIDDEN, "norm": None}
     if model == "DeepFM":
-        net = rs.ranking.DeepFM(schema, dim=DIM, hidden=HIDDEN, norm=None)
+        net: Any = rs.ranking.DeepFM(columns.schema, **options)
     else:
-        net = rs.ranking.DCNv2(schema, dim=DIM, hidden=HIDDEN, layers=CROSSES, norm=None)
-    optimizer = None if sparse else "adam"
-    trainer = rs.Trainer(net, optimizer=optimizer, epochs=1, batch_size=BATCH, progress=False)
-    return (
-        lambda: (trainer.fit(Columns.load(folder)), None)[1],
-        lambda data: trainer.predict(columns(data))["click"].numpy().reshape(-1),
-        net,
-    )
+        net = rs.ranking.DCNv2(columns.schema, layers=CROSSES, **options)
+    trainer = rs.Trainer(net, optimizer=None if sparse else "adam", epochs=1, batch_size=BATCH, progress=False)
+
+    def fit() -> None:
+        trainer.fit(Columns.load(folder))
+
+    return fit, lambda data: trainer.predict(recstack_columns(data))["click"].numpy().reshape(-1), net
 
 
 def deepctr_torch(model: str, train: Data, l2: bool = True) -> tuple[Fit, Predict, nn.Module]:
@@ -324,6 +326,7 @@ def main() -> None:
         "seconds": round(seconds, 2),
         "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
         "samples_per_second": round(args.rows / seconds),
+        "seconds_per_step": round(seconds / -(-args.rows // BATCH), 5),
         "peak_gb": round(after.ru_maxrss / 2**20, 3),
         "parameters": sum(p.numel() for p in net.parameters()),
         "threads": torch.get_num_threads(),

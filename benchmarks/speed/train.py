@@ -75,7 +75,7 @@ def roofline(threads: int) -> dict[str, Any]:
 
     def rate(work: Any, amount: float) -> float:
         work()
-        best = min(_seconds(work) for _ in range(5))
+        best = min(seconds_of(work) for _ in range(5))
         return round(amount / best / 1e9, 1)
 
     a, b = torch.randn(BATCH, 1024), torch.randn(1024, 1024)
@@ -90,7 +90,7 @@ def roofline(threads: int) -> dict[str, Any]:
     }
 
 
-def _seconds(work: Any) -> float:
+def seconds_of(work: Any) -> float:
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun

@@ -1,0 +1,130 @@
+"""RecStack against the machine and against itself: what does not need a peer.
+
+    python benchmarks/speed/own.py dense        # an MLP's forward + backward as a share of the measured GEMM rate
+    python benchmarks/speed/own.py vocabulary   # a step at 100 million rows over a step at one million; 10 GB of memory
+    python benchmarks/speed/own.py import       # seconds of `import recstack`
+    python benchmarks/speed/own.py parts        # where a DeepFM step goes, part by part
+
+Lines are appended to results/speed.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import train as runs
+
+
+def timed(work: Callable[[], Any], times: int = 7) -> float:
+    """Seconds, the best of several."""
+    work()
+    work()
+    return min(runs.seconds_of(work) for _ in range(times))
+
+
+def dense(threads: int) -> dict[str, Any]:
+    """An MLP of three layers of 1024 over 1024 inputs, batch 4096, forward and backward, weights and input."""
+    import torch
+
+    from recstack.nn.mlp import MLP
+
+    limits, found = runs.roofline(threads), {}
+    flops = 3 * 3 * 2 * runs.BATCH * 1024 * 1024
+    for name, precision in (("fp32", None), ("bf16", torch.bfloat16)):
+        mlp, x = MLP(1024, (1024, 1024, 1024)), torch.randn(runs.BATCH, 1024, requires_grad=True)
+
+        def step(mlp: Any = mlp, x: Any = x, precision: Any = precision) -> None:
+            with torch.autocast("cpu", precision, enabled=precision is not None):
+                y = mlp(x)
+            y.backward(torch.ones_like(y))
+            mlp.zero_grad()
+            x.grad = None
+
+        rate = flops / timed(step) / 1e9
+        found |= {
+            f"mlp_{name}_gflops": round(rate, 1),
+            f"mlp_{name}_share": round(rate / limits[f"gemm_{name}_gflops"], 3),
+        }
+    return limits | found
+
+
+def vocabulary(threads: int, rounds: int = 3) -> dict[str, Any]:
+    """Seconds a step over whole epochs of DeepFM, in turns."""
+    steps: dict[int, list[float]] = {1_000_000: [], 100_000_000: []}
+    for _ in range(rounds):
+        for rows, found in steps.items():
+            record = runs.one("RecStack", "DeepFM", rows, 60, threads)
+            assert record is not None
+            found.append(record["seconds_per_step"])
+    small, large = steps.values()
+    return {
+        "step_ms_at_1m": round(1e3 * median(small), 1),
+        "step_ms_at_100m": round(1e3 * median(large), 1),
+        "ratio": round(median(b / a for a, b in zip(small, large, strict=True)), 3),
+        "rounds": rounds,
+    }
+
+
+def imported(threads: int) -> dict[str, Any]:
+    """The best of five, less a Python that imports nothing."""
+
+    def start(code: str) -> float:
+        return min(runs.seconds_of(lambda: subprocess.run([sys.executable, "-c", code], check=True)) for _ in range(5))
+
+    return {"import_seconds": round(start("import recstack") - start("pass"), 3)}
+
+
+def parts(threads: int) -> dict[str, Any]:
+    """Milliseconds of a DeepFM step of 4096 rows at a million rows of vocabulary, by part, best of seven."""
+    import numpy as np
+    import torch
+    from toolkits import recstack, recstack_columns
+
+    import recstack as rs
+    from recstack.data import Loader
+
+    torch.set_num_threads(threads)
+    at = runs.data(1_000_000, 20 * runs.BATCH)
+    held = {n: np.load(at / f"{n}.npy") for n in ("ids", "numbers", "click", "sizes")}
+    _, _, net = recstack("DeepFM", held)
+    trainer = rs.Trainer(net, epochs=1, batch_size=runs.BATCH, progress=False)
+    columns = recstack_columns(held)
+    batch = next(iter(Loader(columns, runs.BATCH, shuffle=True, prefetch=0)))
+    fields = net.inputs(batch).stack().detach().flatten(-2).requires_grad_()  # type: ignore[operator]
+
+    def tower() -> None:
+        net.mlp(fields).sum().backward()  # type: ignore[operator]
+        fields.grad = None
+        net.zero_grad()
+
+    one = [batch] * 20
+    return {
+        "feeding_ms": round(1e3 * timed(lambda: list(Loader(columns, runs.BATCH, shuffle=True, prefetch=0))) / 21, 2),
+        "mlp_forward_backward_ms": round(1e3 * timed(tower), 1),
+        "step_ms": round(1e3 * timed(lambda: trainer.fit(one), 3) / 20, 1),
+        "threads": threads,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = {"dense": dense, "vocabulary": vocabulary, "import": imported, "parts": parts}
+    parser.add_argument("what", choices=what, nargs="+")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path, default=runs.RESULTS)
+    args = parser.parse_args()
+    for name in args.what:
+        stamp = {"kind": name, "run": time.strftime("%Y-%m-%d %H:%M")}
+        runs.keep(stamp | what[name](args.threads), args.out)
+
+
+if __name__ == "__main__":
+    main()
