@@ -33,9 +33,11 @@ class Slots:
         sequences: dict[str, tuple[Tensor, Tensor]],
         roles: Mapping[str, str],
         lifts: ByName | None,
+        blocks: Mapping[str, tuple[Tensor, int]] | None = None,
     ):
         self.request, self.candidate, self.sequences = request, candidate, sequences
         self._roles, self._lifts = roles, lifts
+        self._blocks = blocks or {}  # {feature: ([n, k, D] of k lookups in one, its place among them)}
 
     def __getitem__(self, name: str) -> Tensor:
         return self.candidate[name] if name in self.candidate else self.request[name]
@@ -45,8 +47,10 @@ class Slots:
 
     def sides(self, *roles: str) -> tuple[Tensor, Tensor] | Tensor:
         """``(request [R, U], candidate [R, L, W])`` for an MLP that takes both, or the one side that is there."""
-        request = [self.request[n] for n in self._chosen(self.request, roles)]
-        candidate = [self.candidate[n] for n in self._chosen(self.candidate, roles)]
+        request, candidate = (
+            [part.flatten(-2) for part in self.fields(side, self._chosen(side, roles))]
+            for side in (self.request, self.candidate)
+        )
         if not request and not candidate:
             raise SchemaError(f"No feature of role {' or '.join(roles)} is declared.")
         parts = [torch.cat(side, -1) if len(side) > 1 else side[0] for side in (request, candidate) if side]
@@ -60,20 +64,49 @@ class Slots:
         """All vectors as fields of one width: ``[R, L, F, D]``. Needs ``Inputs(..., stacked=True)``."""
         if self._lifts is None:
             raise SchemaError("Fields of one width need Inputs(schema, dim, stacked=True).")
-        lift = {n: self._lifts[n] for n in self._lifts}
-        request = [
-            lift[n](self.request[n]) if n in lift else self.request[n] for n in self._chosen(self.request, roles)
-        ]
-        candidate = [
-            lift[n](self.candidate[n]) if n in lift else self.candidate[n] for n in self._chosen(self.candidate, roles)
-        ]
-        if not candidate:
-            return torch.stack(request, -2)
-        fields = torch.stack(candidate, -2)
-        if not request:
-            return fields
-        once = torch.stack(request, -2).unsqueeze(-3)  # [R, 1, F, D]
-        return torch.cat([once.expand(*fields.shape[:-2], -1, -1), fields], -2)
+        request, candidate = (
+            self.fields(side, self._chosen(side, roles), self._lifts) for side in (self.request, self.candidate)
+        )
+        once, fields = (
+            torch.cat(side, -2) if len(side) > 1 else side[0] if side else None for side in (request, candidate)
+        )
+        if once is None or fields is None:
+            return fields if once is None else once  # type: ignore[return-value]
+        return torch.cat([once.unsqueeze(-3).expand(*fields.shape[:-2], -1, -1), fields], -2)
+
+    def fields(self, side: dict[str, Tensor], names: list[str], lifts: ByName | None = None) -> list[Tensor]:
+        """The vectors of a side as ``[..., k, w]``: neighbours of one gather, and numbers lifted by vectors, k at a time.
+
+        A tensor a feature would be copied, and summed again on the way back, feature by feature.
+        """
+        out: list[Tensor] = []
+        start = 0
+        while start < len(names):
+            name = names[start]
+            value, stop = side[name], start + 1
+            if lifts is not None and name in lifts:
+                if value.shape[-1] > 1:
+                    out.append(lifts[name](value).unsqueeze(-2))
+                else:
+                    while stop < len(names) and names[stop] in lifts and side[names[stop]].shape[-1] == 1:
+                        stop += 1
+                    numbers = torch.cat([side[n] for n in names[start:stop]], -1)
+                    vectors = torch.stack([lifts[n].weight[:, 0] for n in names[start:stop]])  # type: ignore[union-attr]
+                    out.append(numbers.unsqueeze(-1) * vectors)
+            elif name in self._blocks:
+                block, place = self._blocks[name]
+                while stop < len(names) and self._is(names[stop], block, place + stop - start, lifts):
+                    stop += 1
+                part = block.narrow(1, place, stop - start)
+                out.append(part.view(*value.shape[:-1], *part.shape[1:]))
+            else:
+                out.append(value.unsqueeze(-2))
+            start = stop
+        return out
+
+    def _is(self, name: str, block: Tensor, place: int, lifts: ByName | None) -> bool:
+        known, at = self._blocks.get(name, (None, 0))
+        return known is block and at == place and (lifts is None or name not in lifts)
 
     def sequence(self, name: str) -> tuple[Tensor, Tensor]:
         """A history's steps and which are live: ``[R, T, w]`` and ``[R, T]``, oldest first, left aligned."""
@@ -171,7 +204,8 @@ class Inputs(nn.Module):
             elif is_embedded(f):
                 asks.append(self._ask(batch, f))
                 places.append((f.name, ""))
-        found = dict(zip(places, self.tables.gather(asks), strict=True))
+        vectors, blocks = self.tables.gather_blocks(asks)
+        found = dict(zip(places, vectors, strict=True))
         masks = {place: ask.ids > 0 for place, ask in zip(places, asks, strict=True) if ask.offsets is None}
 
         request: dict[str, Tensor] = {}
@@ -221,6 +255,11 @@ class Inputs(nn.Module):
             sequences,
             self.roles,
             self.lifts,
+            {
+                name: blocks[i]
+                for i, (name, history) in enumerate(places)
+                if i in blocks and not history and not is_multi(self.schema.feature(name))
+            },
         )
 
     def history_ids(self, batch: Batch, name: str) -> Tensor:
@@ -322,12 +361,11 @@ class FirstOrder(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         slots = self.inputs(batch)
-        request = [self._term(n, v) for n, v in slots.request.items()]
-        candidate = [self._term(n, v) for n, v in slots.candidate.items()]
+        request, candidate = (
+            [part.sum((-2, -1)) for part in slots.fields(side, list(side), self.numbers)]
+            for side in (slots.request, slots.candidate)
+        )
         if not candidate:
             return torch.stack(request).sum(0)
         total = torch.stack(candidate).sum(0)
         return total + torch.stack(request).sum(0).unsqueeze(-1) if request else total
-
-    def _term(self, name: str, value: Tensor) -> Tensor:
-        return self.numbers[name](value).squeeze(-1) if name in self.numbers else value.sum(-1)

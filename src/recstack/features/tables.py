@@ -345,6 +345,10 @@ class Tables(ByName):
         Raises:
             DataError: naming the column with an id that its table has not.
         """
+        return self.gather_blocks(asks)[0]
+
+    def gather_blocks(self, asks: list[Ask]) -> tuple[list[Tensor], dict[int, tuple[Tensor, int]]]:
+        """`gather`, and of vectors that lie side by side: {number of the ask: (all of them ``[n, k, D]``, its place)}."""
         calls: dict[tuple[str, bool, bool], list[_Look]] = {}
         for key in dict.fromkeys(self.home[ask.table] for ask in asks):
             self[key].gathering()  # type: ignore[operator]
@@ -360,15 +364,22 @@ class Tables(ByName):
             for part, ids in parts:
                 calls.setdefault((home, pooled, mean), []).append(_Look(i, part, ids, offsets, mean))
         found: list[list[Tensor]] = [[] for _ in asks]
+        blocks: dict[int, tuple[Tensor, int]] = {}
         for (home, pooled, mean), looks in calls.items():
             arena = self[home]  # type: ignore[assignment]
             index = self._index(arena, looks, asks)
             offsets = _joined([look.offsets for look in looks]) if pooled else None  # type: ignore[misc]
             vectors = arena(_shared(index, offsets, mean, own=len(looks) > 1))
-            counts = [look.offsets.shape[0] - 1 if pooled else look.ids.numel() for look in looks]  # type: ignore[union-attr]
-            for look, part in zip(looks, vectors.split(counts) if len(looks) > 1 else [vectors], strict=True):
+            if index.dim() == 2:
+                parts = vectors.unbind(1)
+                blocks |= {look.ask: (vectors, k) for k, look in enumerate(looks)}
+            else:
+                counts = [look.offsets.shape[0] - 1 if pooled else look.ids.numel() for look in looks]  # type: ignore[union-attr]
+                parts = vectors.split(counts) if len(looks) > 1 else [vectors]
+            for look, part in zip(looks, parts, strict=True):
                 found[look.ask].append(part if pooled else part.view(*look.ids.shape, part.shape[-1]))
-        return [self._vector(ask, parts) for ask, parts in zip(asks, found, strict=True)]
+        vectors = [self._vector(ask, parts) for ask, parts in zip(asks, found, strict=True)]
+        return vectors, {i: block for i, block in blocks.items() if len(found[i]) == 1}
 
     def _vector(self, ask: Ask, parts: list[Tensor]) -> Tensor:
         arena = self.arena(ask.table)
@@ -377,25 +388,27 @@ class Tables(ByName):
         return _bags(vector, ask.ids, ask.offsets, ask.mean) if late else vector  # type: ignore[arg-type]
 
     def _index(self, arena: Arena, looks: list[_Look], asks: list[Ask]) -> Tensor:
-        """Rows of the arena, lookup by lookup; ids of tables without a code are checked on the way."""
+        """Rows of the arena: ``[n, k]`` for k lookups of n single ids, else flat, lookup by lookup.
+
+        Ids of tables without a code are checked on the way.
+        """
         flat = [look.ids.reshape(-1) for look in looks]
         first = flat[0]
         alike = all(ids.shape == first.shape and ids.dtype == first.dtype for ids in flat[1:])
-        if not alike or len(flat) == 1 or torch.compiler.is_compiling():
+        if not alike or len(flat) == 1 or looks[0].offsets is not None or torch.compiler.is_compiling():
             for look, ids in zip(looks, flat, strict=True):
                 if asks[look.ask].table not in arena.codes:
                     check_ids(ids, asks[look.ask].column or look.part, arena.sizes[look.part])
             rows = [_placed(ids, arena.start[look.part]) for look, ids in zip(looks, flat, strict=True)]
             return torch.cat(rows) if len(rows) > 1 else rows[0]
-        block = torch.stack(flat)  # many columns of one length: a few operations for all of them
+        block = torch.stack(flat, 1)  # many columns of one length: a few operations for all of them
         if block.device.type == "cpu" and block.numel():
-            low, high = block.aminmax(dim=1)
-            size = torch.tensor([arena.sizes[look.part] for look in looks])
-            if bool(((low < 0) | (high >= size)).any()):
+            low, high = block.aminmax(dim=0)
+            if bool(((low < 0) | (high >= torch.tensor([arena.sizes[look.part] for look in looks]))).any()):
                 for look, ids in zip(looks, flat, strict=True):
                     check_ids(ids, asks[look.ask].column or look.part, arena.sizes[look.part])
         start = torch.tensor([arena.start[look.part] for look in looks], dtype=block.dtype, device=block.device)
-        return (block + start[:, None] * (block > 0)).view(-1)
+        return block + start * (block > 0)
 
 
 def _placed(ids: Tensor, start: int) -> Tensor:
