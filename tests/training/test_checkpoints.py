@@ -283,8 +283,12 @@ def test_what_is_saved_is_what_was_there_when_it_was_asked_for(tmp_path):
     assert saved.meta["epochs"] == [1]
 
 
+def writers():
+    return {t for t in threading.enumerate() if t.name.startswith("recstack-checkpoint")}
+
+
 def test_a_run_ends_when_its_last_checkpoint_is_on_the_disk(tmp_path, monkeypatch):
-    order = []
+    order, before = [], writers()
     write = Checkpoints._write
 
     def slow(self, *args):
@@ -294,7 +298,7 @@ def test_a_run_ends_when_its_last_checkpoint_is_on_the_disk(tmp_path, monkeypatc
     monkeypatch.setattr(Checkpoints, "_write", slow)
     run(tmp_path)
     assert order[-1] == ("written", 48)
-    assert not [t for t in threading.enumerate() if t.name.startswith("recstack-checkpoint")]
+    assert writers() == before
 
 
 class Full:

@@ -162,6 +162,20 @@ def test_shares_of_a_window_do_not_wait_for_the_device(monkeypatch):
     assert [s[""] for s in shares] == [10 / 60, 30 / 60, 20 / 60]
 
 
+def test_a_batch_may_be_anything_that_the_model_reads():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(1))
+
+        def losses(self, batch):
+            return {"square": (self.w * batch - 3 * batch).square().mean()}
+
+    model = Plain()
+    Trainer(model, optimizer="adam", lr=0.1, epochs=200, progress=False).fit([torch.ones(4)])
+    assert model.w.item() == pytest.approx(3, abs=0.05)
+
+
 # -- what a device would be waited for --------------------------------------------------------------------------------
 def waits(monkeypatch):
     """Calls that copy a number from a device, by name, from now on."""
