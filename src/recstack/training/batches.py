@@ -30,8 +30,21 @@ def encoded(data: Any, model: Any) -> Any:
     return encoder.encode(data)
 
 
-def batches(data: Any, model: Any, *, batch_size: int, shuffle: bool, seed: int, negatives: int) -> Iterable[Batch]:
-    """Log, Columns, Loader, or anything that can be read again and again and gives batches."""
+def batches(
+    data: Any,
+    model: Any,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    negatives: int,
+    part: tuple[int, int] = (0, 1),
+) -> Iterable[Batch]:
+    """Log, Columns, Loader, or anything that can be read again and again and gives batches.
+
+    A Loader that is made here gives `part`, (rank, processes), of each batch if it can do so without moving a request to
+    another batch; others give whole batches, of which `distributed.World.sliced` takes the part.
+    """
     data = encoded(data, model)
     if isinstance(data, list | tuple):
         return data
@@ -40,7 +53,10 @@ def batches(data: Any, model: Any, *, batch_size: int, shuffle: bool, seed: int,
     if isinstance(data, Columns):
         if shuffle:
             data.check_labels()
-        return Loader(data, batch_size, shuffle=shuffle, seed=seed, negatives=negatives if data.implicit else 0)
+        options = {"shuffle": shuffle, "seed": seed, "negatives": negatives if data.implicit else 0}
+        loader = Loader(data, batch_size, **options)
+        short = loader.state_dict()["requests"] % batch_size
+        return loader if part[1] == 1 or 0 < short < part[1] else Loader(data, batch_size, **options, part=part)
     if not isinstance(data, Iterable):
         raise ConfigError(f"Expected a Log, Columns, a Loader or batches; got {type(data).__name__}.")
     if isinstance(data, Iterator):

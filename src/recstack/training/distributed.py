@@ -223,25 +223,12 @@ class World:
         """
         if not self.several:
             return loader
-        part = getattr(loader, "part", None)
-        if part in (None, (0, 1)):
+        part = getattr(loader, "rank", 0), getattr(loader, "world", 1)
+        if part == (0, 1):
             return (cut_batch(batch, self.rank, self.size) for batch in loader)
-        if tuple(part) != (self.rank, self.size):
+        if part != (self.rank, self.size):
             raise ConfigError(f"The Loader has part={part}, and this is process {self.rank} of {self.size}.")
-        return self._filled(loader)
-
-    def _filled(self, loader: Any) -> Iterator[Batch]:
-        last: Batch | None = None
-        for batch in loader:
-            if requests(batch):
-                last = batch
-            else:
-                if last is None:  # resumed just here
-                    other = copy.copy(loader)
-                    other.load_state_dict(loader.state_dict() | {"step": 0})
-                    last = next(iter(other))
-                batch = blank(cut_batch(last, 0, requests(last)))
-            yield batch
+        return loader
 
     def total(self, counts: dict[str, Any]) -> dict[str, Any]:
         """Counts summed over processes, asked at the beginning of a step: the wish to stop travels with them.

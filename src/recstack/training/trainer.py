@@ -248,8 +248,9 @@ class Trainer:
     def _fit(self, train: Any, valid: Any, resume: bool, start_from: str | Path | None) -> FitResult:
         self.model.to(self.device)
         self.world.begin(self.model)
-        options = {"batch_size": self.batch_size, "negatives": self.negatives, "seed": self.seed}
-        loader = feeding.batches(train, self.model, shuffle=True, **options)
+        options: dict[str, Any] = {"batch_size": self.batch_size, "negatives": self.negatives, "seed": self.seed}
+        part = self.world.rank, self.world.size
+        loader = feeding.batches(train, self.model, shuffle=True, part=part, **options)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.world.seed(self.seed))
@@ -498,7 +499,7 @@ class _Run:
         alone = self.t.accumulate == 1 and not world.several
         shares = [None] if alone else feeding.shares(batches, self.model, world.total)
         for batch, share in zip(batches, shares, strict=True):
-            world.empty = "@empty" in batch
+            world.empty = isinstance(batch, Mapping) and "@empty" in batch
             if self.t.compile is not None:
                 torch.compiler.cudagraph_mark_step_begin()
             with self.t._autocast():
