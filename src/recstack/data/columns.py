@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from recstack.data.store import Block, ItemStore, padded_lists
 from recstack.errors import DataError, SchemaError
 from recstack.kernels import jagged
 from recstack.schema import History, Schema
+
+if TYPE_CHECKING:
+    from recstack.data.resident import Resident
 
 
 @dataclass(eq=False)
@@ -120,6 +123,11 @@ class Columns:
         return np.arange(self.n_rows + 1) if self._lists is None else self._lists
 
     @property
+    def has_lists(self) -> bool:
+        """Whether a request may have several candidates."""
+        return self._lists is not None
+
+    @property
     def user_ids(self) -> np.ndarray:
         """int32 [n_requests]."""
         return self._user.column(self._key("user"))
@@ -165,7 +173,7 @@ class Columns:
         batch = self._user.take(index, padded=padded)
         if self._users is not None and self._user_rows is not None:
             batch |= self._users.take(self._user_rows[index], padded=padded)
-        for history in self.schema.histories:
+        for history in self.schema.histories if self._histories else ():
             at = self._histories[history.name]
             begin, end = at.begin[index], at.end[index]
             flat, offsets = jagged.gather(at.items, begin, end)
@@ -294,6 +302,16 @@ class Columns:
             catalog=self.catalog,
         )
 
+    def to(self, device: str | torch.device) -> Resident:
+        """All of it on a device, for a Loader that gathers there: single-valued features and labels of pointwise rows.
+
+        Raises:
+            ConfigError: histories, multi-valued features or lists of candidates, by name.
+        """
+        from recstack.data.resident import Resident
+
+        return Resident(self, device)
+
     # -- memory and identity ------------------------------------------------------------------------------------------
     def release(self, start: int, stop: int) -> None:
         """Give back the memory of these requests' pages, and of all that requests point to, where it is mapped.
@@ -364,7 +382,7 @@ class Columns:
             "weights": self.weights,
             "catalog.ids": None if self.catalog is None else self.catalog.ids,
         }
-        for name, block in self._blocks().items():
+        for name, block in self.blocks().items():
             arrays |= block.arrays(name)
         for j, at in enumerate(self._histories.values()):
             arrays |= {f"history{j}.{k}": getattr(at, k) for k in ("items", "times", "begin", "end")}
@@ -375,11 +393,12 @@ class Columns:
         return {
             "schema": self.schema.to_dict(),
             "implicit": self.implicit,
-            "blocks": {n: b.spec() for n, b in self._blocks().items()},
+            "blocks": {n: b.spec() for n, b in self.blocks().items()},
             "histories": list(self._histories),
         }
 
-    def _blocks(self) -> dict[str, Block]:
+    def blocks(self) -> dict[str, Block]:
+        """By name: user, item, users, items, labels, catalog, those that there are."""
         blocks = {"user": self._user, "item": self._item, "users": self._users, "items": self._items}
         blocks |= {"labels": self._labels, "catalog": None if self.catalog is None else self.catalog.block}
         return {n: b for n, b in blocks.items() if b is not None}

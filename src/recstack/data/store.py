@@ -87,21 +87,22 @@ class Block:
                 [number of rows + 1].
             only: names to take; None takes all.
         """
-        wanted = set(self.names if only is None else only)
         shape = (len(range(*index.indices(self.rows))),) if isinstance(index, slice) else np.shape(index)
         dead = None if live is None or live.all() else ~live
+        wanted = None if only is None else set(only)
         out: dict[str, Tensor] = {}
-        if wanted.intersection(self.id_names):
-            columns = _tensor(_rows(self.ids, index, dead)).unbind(-1)
-            out |= {n: c for n, c in zip(self.id_names, columns, strict=True) if n in wanted}
-        if any(n in wanted for n, _ in self.float_names):
+        if self.id_names and (wanted is None or wanted.intersection(self.id_names)):
+            out |= zip(self.id_names, _tensor(_rows(self.ids, index, dead)).unbind(-1), strict=True)
+        if self.float_names and (wanted is None or any(n in wanted for n, _ in self.float_names)):
             gathered, start = _tensor(_rows(self.floats, index, dead)), 0
+            columns = gathered.unbind(-1)  # one call for all: a slice each would take as long as the gathering
             for name, width in self.float_names:
-                if name in wanted:
-                    out[name] = gathered[..., start : start + width] if width else gathered[..., start]
+                out[name] = gathered[..., start : start + width] if width else columns[start]
                 start += max(1, width)
+        if wanted is not None:
+            out = {n: t for n, t in out.items() if n in wanted}
         for name, (values, offsets) in self.lists.items():
-            if name not in wanted:
+            if wanted is not None and name not in wanted:
                 continue
             begin, end = offsets[:-1][index].reshape(-1), offsets[1:][index].reshape(-1)
             if dead is not None:
