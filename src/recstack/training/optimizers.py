@@ -24,7 +24,8 @@ from recstack.kernels import rows as kernel
 class RowOptimizer(torch.optim.Optimizer):
     """The base of ours: looks at the rows that have a gradient, leaves the rest of the table alone.
 
-    A parameter of one axis has one weight per row; further axes are flattened.
+    A parameter of one axis has one weight per row; further axes are flattened. The state is float32 at least. A bf16 table
+    is rounded stochastically (`kernels.rows.narrow_`), for which its steps are counted.
     """
 
     @torch.no_grad()
@@ -41,25 +42,46 @@ class RowOptimizer(torch.optim.Optimizer):
                 if p not in self.state:
                     self.state[p] = self.begin(table, group)
                 rows, grad = touched(p, table)
-                self.update(table, self.state[p], rows, grad, group)
+                state = self.state[p]
+                if table.dtype.itemsize >= 4:
+                    self.update(table, None, state, rows, grad, group)
+                    continue
+                state["step"] = state.get("step", 0) + 1
+                wide = table[rows].float()
+                self.update(wide, torch.arange(len(rows), device=rows.device), state, rows, grad, group)
+                kernel.narrow_(table, rows, wide, state["step"])
         return loss
 
     def begin(self, table: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """The state of a table [N, D] before its first step."""
         raise NotImplementedError
 
-    def update(self, table: Tensor, state: dict[str, Any], rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        """One step on `rows` [n] of `table` [N, D] with `grad` float32 [n, D]."""
+    def update(
+        self,
+        weight: Tensor,
+        at: Tensor | None,
+        state: dict[str, Any],
+        rows: Tensor,
+        grad: Tensor,
+        group: dict[str, Any],
+    ) -> None:
+        """One step on `rows` [n] of a table [N, D], whose weights are `weight[at]`, with `grad` float32 [n, D]."""
         raise NotImplementedError
 
 
 def touched(p: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows with a gradient, each once, int64 [n], and their gradient [n, D] in at least float32."""
+    """Rows with a gradient, int64 [n], and their gradient [n, D] in at least float32.
+
+    Each row once; on a GPU a row may come several times, with the same sum each time.
+    """
     grad = p.grad
     assert grad is not None
     if grad.is_sparse:
         grad = kernel.coalesced(grad)
-        rows, grad = grad._indices()[0], grad._values()
+        rows, values = grad._indices()[0], grad._values()
+        if not grad.is_coalesced():
+            values = values[torch.searchsorted(rows, rows)]  # from the first of its kind, which has the sum
+        grad = values
     else:
         rows = torch.arange(len(table), device=table.device)
     grad = grad.reshape(len(rows), table.shape[1])
@@ -68,7 +90,7 @@ def touched(p: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 
 def _zeros(table: Tensor, *shape: int) -> Tensor:
     dtype = table.dtype if table.dtype.itemsize >= 4 else torch.float32
-    return torch.zeros(shape or table.shape, dtype=dtype, device=table.device)
+    return kernel.huge_pages(torch.empty(shape or table.shape, dtype=dtype, device=table.device)).zero_()
 
 
 class RowwiseAdagrad(RowOptimizer):
@@ -86,8 +108,16 @@ class RowwiseAdagrad(RowOptimizer):
     def begin(self, table: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"sum": _zeros(table, len(table)) + group["initial"]}
 
-    def update(self, table: Tensor, state: dict[str, Any], rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        kernel.rowwise_adagrad_(table, state["sum"], rows, grad, group["lr"], group["eps"])
+    def update(
+        self,
+        weight: Tensor,
+        at: Tensor | None,
+        state: dict[str, Any],
+        rows: Tensor,
+        grad: Tensor,
+        group: dict[str, Any],
+    ) -> None:
+        kernel.rowwise_adagrad_(weight, state["sum"], rows, grad, group["lr"], group["eps"], at)
 
 
 class Adagrad(RowOptimizer):
@@ -99,8 +129,16 @@ class Adagrad(RowOptimizer):
     def begin(self, table: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"sum": _zeros(table) + group["initial"]}
 
-    def update(self, table: Tensor, state: dict[str, Any], rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        kernel.adagrad_(table, state["sum"], rows, grad, group["lr"], group["eps"])
+    def update(
+        self,
+        weight: Tensor,
+        at: Tensor | None,
+        state: dict[str, Any],
+        rows: Tensor,
+        grad: Tensor,
+        group: dict[str, Any],
+    ) -> None:
+        kernel.adagrad_(weight, state["sum"], rows, grad, group["lr"], group["eps"], at)
 
 
 class LazyAdam(RowOptimizer):
@@ -119,9 +157,63 @@ class LazyAdam(RowOptimizer):
         steps = torch.zeros(len(table), dtype=torch.int32, device=table.device)
         return {"mean": _zeros(table), "square": _zeros(table), "steps": steps}
 
-    def update(self, table: Tensor, state: dict[str, Any], rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def update(
+        self,
+        weight: Tensor,
+        at: Tensor | None,
+        state: dict[str, Any],
+        rows: Tensor,
+        grad: Tensor,
+        group: dict[str, Any],
+    ) -> None:
         moments = state["mean"], state["square"], state["steps"]
-        kernel.lazy_adam_(table, *moments, rows, grad, group["lr"], group["betas"], group["eps"])
+        kernel.lazy_adam_(weight, *moments, rows, grad, group["lr"], group["betas"], group["eps"], at)
+
+
+class PartialRowwiseAdam(LazyAdam):
+    r"""Lazy Adam with one second moment per row: half of its memory, D + 2 numbers a row.
+
+    .. math:: m_r \leftarrow \beta_1 m_r + (1 - \beta_1) g_r, \quad
+        v_r \leftarrow \beta_2 v_r + (1 - \beta_2) \tfrac1D \sum_d g_{rd}^2, \quad
+        w_r \leftarrow w_r - \eta\, \hat m_r / (\sqrt{\hat v_r} + \epsilon)
+
+    As TorchRec's PartialRowWiseAdam, but the bias is corrected by each row's own count of steps.
+    """
+
+    def begin(self, table: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        return {**super().begin(table, group), "square": _zeros(table, len(table))}
+
+
+class FTRL(RowOptimizer):
+    r"""FTRL-proximal, which sets weights to exact zeros (McMahan et al., 2013, https://doi.org/10.1145/2487575.2488200).
+
+    .. math:: z \leftarrow z + g - \frac{\sqrt{n + g^2} - \sqrt n}{\alpha} w, \quad n \leftarrow n + g^2, \quad
+        w \leftarrow \begin{cases} 0 & |z| \le \lambda_1 \\
+        -\dfrac{z - \mathrm{sign}(z) \lambda_1}{(\beta + \sqrt n) / \alpha + \lambda_2} & \text{else} \end{cases}
+
+    For wide and linear parts: a weight stays zero until its gradients agree on more than `l1`, which is held against
+    their *sum* over the steps (of a mean loss, they are small). α is `lr`. The first step of a row forgets its initial
+    value, and all steps so far are weighed by the current rate: keep `lr` constant.
+    """
+
+    def __init__(self, params: Any, lr: float = 0.1, beta: float = 1.0, l1: float = 0.0, l2: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "beta": beta, "l1": l1, "l2": l2})
+
+    def begin(self, table: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        return {"z": _zeros(table), "n": _zeros(table)}
+
+    def update(
+        self,
+        weight: Tensor,
+        at: Tensor | None,
+        state: dict[str, Any],
+        rows: Tensor,
+        grad: Tensor,
+        group: dict[str, Any],
+    ) -> None:
+        if group["lr"] > 0:  # at a rate of zero the equation would set all weights to zero
+            lr, beta, l1, l2 = (group[k] for k in ("lr", "beta", "l1", "l2"))
+            kernel.ftrl_(weight, state["z"], state["n"], rows, grad, lr, beta, l1, l2, at)
 
 
 class SparseSGD(RowOptimizer):
@@ -133,8 +225,16 @@ class SparseSGD(RowOptimizer):
     def begin(self, table: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {}
 
-    def update(self, table: Tensor, state: dict[str, Any], rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        kernel.sgd_(table, rows, grad, group["lr"])
+    def update(
+        self,
+        weight: Tensor,
+        at: Tensor | None,
+        state: dict[str, Any],
+        rows: Tensor,
+        grad: Tensor,
+        group: dict[str, Any],
+    ) -> None:
+        kernel.sgd_(weight, rows, grad, group["lr"], at)
 
 
 OPTIMIZERS: dict[str, Any] = {
@@ -145,6 +245,8 @@ OPTIMIZERS: dict[str, Any] = {
     "adagrad": Adagrad,
     "rowwise_adagrad": RowwiseAdagrad,
     "lazy_adam": LazyAdam,
+    "partial_rowwise_adam": PartialRowwiseAdam,
+    "ftrl": FTRL,
     "sparse_sgd": SparseSGD,
 }
 
@@ -255,6 +357,23 @@ def _group(key: str, params: dict[str, nn.Parameter], choice: Any, lr: float | N
         raise ConfigError(f"{what} does not take these options: {e}.") from e
     base = tuple(float(group["lr"]) for group in optimizer.param_groups)
     return Group(key, params, optimizer, base)
+
+
+@torch.no_grad()
+def reset_rows(optimizer: torch.optim.Optimizer, p: Tensor, rows: Tensor) -> None:
+    """The state of `rows` (int64) of the parameter `p` as before their first step: another id lives there now.
+
+    Of ours, and of torch's SGD, Adam, AdamW, RMSprop and Adagrad, whose state has the shape of `p`; their step counts
+    are common to the whole table and stay. Nothing happens before the first step.
+    """
+    state = optimizer.state.get(p, {})
+    group = next(g for g in optimizer.param_groups if any(q is p for q in g["params"]))
+    fresh: dict[str, Any] = {"sum": group.get("initial_accumulator_value", 0.0)}
+    if isinstance(optimizer, RowOptimizer):
+        fresh = optimizer.begin(p.detach().view(len(p), -1)[rows], group)
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.dim() and len(value) == len(p):
+            value[rows] = fresh.get(key, 0)
 
 
 @torch.no_grad()
