@@ -291,7 +291,7 @@ class World:
         values = grad._values().new_zeros(n, p[0].numel())
         own = grad._values()
         rows[: len(own)] = grad._indices()[0] + 1
-        values[: len(own)] = own.reshape(len(own), -1)
+        values[: len(own)] = own.reshape(-1, values.shape[1])
         p.grad = _sparse(p, torch.cat(self._gather(rows)), torch.cat(self._gather(values)))
 
     @torch.no_grad()

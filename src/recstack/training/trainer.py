@@ -83,9 +83,11 @@ class Trainer:
         schedule: "warmup_cosine", "warmup_linear", "warmup", "plateau", (name, options), or (step, total steps) → factor;
             or one of these by the keys of `optimizer`, the others' rates staying as they are:
             ``{"default": ("warmup", {"steps": 1000})}`` warms up all but the tables, as CowClip does.
-        clip: largest norm of all gradients together.
+        clip: largest norm of all gradients together, or {key: choice}: a norm, ("cowclip", {"r": 1, "zeta": 1e-5}) for
+            tables in very large batches, ("max_norm", 1.0) for rows after each step; see `regularization.Limits`.
         regularization: {key: λ}: adds λ/2 · ‖W‖² over the *whole* tables to the loss (λ W to their gradients), at every
-            step; such tables are trained densely.
+            step; such tables are trained densely. {"embedding": (kind, λ)} looks at the rows of the batch: "lazy", "batch"
+            or "count"; see `regularization.Penalties`.
         precision: "fp32", or "bf16" for autocast; weights stay float32.
         accumulate: batches a step.
         average: "ema" or ("ema", {"decay": 0.999}), over steps; or ("swa", {"start": 3}), over the ends of epochs. The
@@ -144,8 +146,8 @@ class Trainer:
         batch_size: int = 1024,
         negatives: int = 4,
         schedule: Any = None,
-        clip: float | None = None,
-        regularization: Mapping[str, float] | None = None,
+        clip: float | Mapping[str, Any] | None = None,
+        regularization: Mapping[str, Any] | None = None,
         precision: str = "fp32",
         accumulate: int = 1,
         average: Any = None,
@@ -213,7 +215,8 @@ class Trainer:
                 'average="swa" is a mean over epochs, and reset_embeddings=True begins anew in each: take "ema".'
             )
         self.memory: memory.Memory | None = None  # the estimate, from the start of `fit`
-        assign(model, self.regularization, "regularization=")
+        Penalties(model, self.regularization)
+        Limits(model, clip)
 
     # -- the three verbs ----------------------------------------------------------------------------------------------
     def fit(
@@ -258,7 +261,7 @@ class Trainer:
             if start_from is not None and (self.checkpoints is None or not self.checkpoints.complete()):
                 incremental.start(start_from, self.model, run.turns)
             with (
-                _sparse(self.model, run.groups, self.regularization),
+                _sparse(self.model, run.groups, run.penalties),
                 _interruptible(self.world.several or self.checkpoints is not None) as self.world.stop,
                 self.checkpoints or nullcontext(),
                 self.world.normalised(self.model),
@@ -290,7 +293,7 @@ class Trainer:
             return evaluation.evaluate(self.model, loader, self.device, self._autocast, self.monitor, merge)
 
     def _ordered(self, data: Any) -> Any:
-        options = {"batch_size": self.batch_size, "negatives": self.negatives, "seed": self.seed}
+        options: dict[str, Any] = {"batch_size": self.batch_size, "negatives": self.negatives, "seed": self.seed}
         return feeding.batches(data, self.model, shuffle=False, **options)
 
     def _autocast(self) -> AbstractContextManager:
@@ -376,9 +379,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _sparse(model: nn.Module, groups: list[Group], regularization: Mapping[str, float]) -> Iterator[None]:
+def _sparse(model: nn.Module, groups: list[Group], penalties: Penalties) -> Iterator[None]:
     """Sparse gradients for the tables whose optimiser is ours, while training; a whole-table penalty makes them dense."""
-    penalised = {id(p) for params in assign(model, regularization, "regularization=").values() for p in params.values()}
+    penalised = {id(p) for p, _ in penalties.whole}
     theirs = {id(p) for g in groups if not g.ours for p in g.params.values()}
     ours = {id(p) for g in groups if g.ours for p in g.params.values()} - theirs - penalised
     changed = [
@@ -403,9 +406,11 @@ class _Run:
         self.turns = turns(self.model, trainer.optimizer, trainer.lr, trainer.alternate)
         self.groups = [g for turn in self.turns for g in turn.groups]
         self.params = list({id(p): p for turn in self.turns for p in turn.params}.values())
-        penalties = assign(self.model, trainer.regularization, "regularization=")
-        self.penalties = [(p, trainer.regularization[key]) for key, ps in penalties.items() for p in ps.values()]
         self.batches = feeding.length(loader)
+        self.penalties = Penalties(self.model, trainer.regularization, self.batches)
+        self.penalties.require_length()
+        self.limits = Limits(self.model, trainer.clip)
+        self.asked = Asked([*self.penalties.arenas, *self.limits.arenas], trainer.world.sum)
         self.total = None if self.batches is None else trainer.epochs * math.ceil(self.batches / trainer.accumulate)
         self.schedules = schedules.anew(trainer.schedules)  # the Trainer may fit twice
         self.plateaus = list({id(s): s for s in self.schedules.values() if isinstance(s, schedules.Plateau)}.values())
@@ -516,17 +521,18 @@ class _Run:
             loss.backward()
         for name, value in world.reduce(turn.params, sums).items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.samples += world.requests if world.several else sum(feeding.requests(batch) for batch in batches)
-        for p, penalty in self.penalties:
-            p.grad = p.detach() * penalty if p.grad is None else p.grad.add_(p.detach(), alpha=penalty)
-        if self.t.clip is not None:
-            world.clip(turn.params, self.t.clip)
+        requests = world.requests if world.several else sum(feeding.requests(batch) for batch in batches)
+        self.samples += requests
+        self.penalties.add(self.asked, requests, len(window))
+        self.limits.before(self.asked, turn.params, world.clip)
+        self.asked.forget()
         self._renew()
         if self.average is not None:
             self.average.before_step()
         for group in turn.groups:
             group.scale(partial(self._rate, group.key))
             group.optimizer.step()
+        self.limits.after()
         if self.average is not None:
             self.average.after_step()
         for p in self.params:
@@ -695,6 +701,7 @@ class _Run:
             **{f"optimizers-{i}": checkpoints.packed(turn.groups) for i, turn in enumerate(self.turns)},
             "random": checkpoints.randomness(self.t.device),
             "sums": checkpoints.piece(self.sums),
+            "regularization": checkpoints.piece(self.penalties.state_dict()),
         }
         if self.best is not None and self.best.weights:
             pieces["best"] = checkpoints.piece(self.best.weights, fixed=True)
