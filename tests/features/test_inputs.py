@@ -234,3 +234,67 @@ def test_first_order_sums_one_weight_a_value():
             value = value.sum(-1)
         slow = slow + (value.unsqueeze(-1) if value.dim() == 1 else value)
     torch.testing.assert_close(line(batch), slow)
+
+
+def wide(roles):
+    """Columns of one length: what a table of click logs looks like."""
+    features = [Categorical(f"c{i}", role, size=5 + i) for i, role in enumerate(roles)]
+    features.insert(2, Numeric("x", roles[0]))
+    features.insert(3, Numeric("y", roles[0]))
+    features.insert(5, Categorical("w", roles[0], size=4, dim=3))
+    schema = Schema(
+        [*features, Numeric("z", roles[-1], powers=(1, 2)), Vector("v", roles[-1], size=2)], [Task("click")]
+    )
+    g = torch.Generator().manual_seed(0)
+    batch = {}
+    for f in schema.features:
+        shape = (7, 1) if f.role == "item" else (7,)
+        if isinstance(f, Categorical):
+            batch[f.name] = torch.randint(0, f.size, shape, generator=g, dtype=torch.int32)
+        else:
+            batch[f.name] = torch.randn(*shape, *([2] if isinstance(f, Vector) else []), generator=g)
+    return schema, batch
+
+
+@pytest.mark.parametrize("roles", [("user",) * 6, ("user", "user", "user", "item", "item", "item"), ("item",) * 6])
+def test_columns_of_one_length_are_what_each_is_alone(roles):
+    """They are looked up, stacked and learned together; by hand each is its own row or multiple of a vector."""
+    schema, batch = wide(roles)
+    torch.manual_seed(0)
+    inputs = awake(Inputs(schema, 4, stacked=True))
+    slots = inputs(batch)
+
+    def vector(f):
+        if isinstance(f, Categorical):
+            found = torch.stack([row(inputs, f.name, int(i)) for i in batch[f.name].reshape(-1)])
+        elif isinstance(f, Vector):
+            found = batch[f.name].reshape(7, -1)
+        else:
+            found = torch.stack(
+                [batch[f.name].reshape(-1).sign() * batch[f.name].reshape(-1).abs() ** p for p in f.powers], -1
+            )
+        return found
+
+    ordered = [schema.feature(n) for n in (*slots.request, *slots.candidate)]
+    flat = torch.cat([vector(f) for f in ordered], -1)
+    torch.testing.assert_close(slots.flat().reshape(7, -1), flat)
+    lifted = [vector(f) @ inputs.lifts[f.name].weight.T if f.name in inputs.lifts else vector(f) for f in ordered]
+    stacked = torch.stack(lifted, 1)
+    torch.testing.assert_close(slots.stack().reshape(7, -1, 4), stacked)
+    for role in set(roles):
+        some = [i for i, f in enumerate(ordered) if f.role == role]
+        torch.testing.assert_close(slots.stack(role).reshape(7, -1, 4), stacked[:, some])
+    weights = torch.randn(7, len(ordered), 4)
+    params = list(inputs.parameters())
+    together = torch.autograd.grad((slots.stack().reshape(7, -1, 4) * weights).sum(), params)
+    alone = torch.autograd.grad((stacked * weights).sum(), params)
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a, b)
+    line = awake(FirstOrder(schema))
+    terms = []
+    for f in ordered:
+        if isinstance(f, Categorical):
+            terms.append(torch.stack([row(line.inputs, f.name, int(i)) for i in batch[f.name].reshape(-1)])[:, 0])
+        else:
+            terms.append((vector(f) @ line.numbers[f.name].weight.T)[:, 0])
+    torch.testing.assert_close(line(batch).reshape(7), torch.stack(terms).sum(0))

@@ -206,7 +206,12 @@ class Inputs(nn.Module):
                 places.append((f.name, ""))
         vectors, blocks = self.tables.gather_blocks(asks)
         found = dict(zip(places, vectors, strict=True))
-        masks = {place: ask.ids > 0 for place, ask in zip(places, asks, strict=True) if ask.offsets is None}
+        lists = {f.name for f in features if is_multi(f)}
+        masks = {
+            place: ask.ids > 0
+            for place, ask in zip(places, asks, strict=True)
+            if ask.offsets is None and (place[1] or place[0] in lists)
+        }
 
         request: dict[str, Tensor] = {}
         candidate: dict[str, Tensor] = {}
@@ -258,7 +263,7 @@ class Inputs(nn.Module):
             {
                 name: blocks[i]
                 for i, (name, history) in enumerate(places)
-                if i in blocks and not history and not is_multi(self.schema.feature(name))
+                if i in blocks and not history and name not in lists
             },
         )
 
