@@ -68,6 +68,20 @@ def test_columns_and_log_give_the_same_weights():
     assert equal(*runs)
 
 
+def test_columns_that_lie_on_a_device_give_the_same_weights_and_metrics():
+    schema = SCHEMA.without("tags")
+    train, valid = (Log(part.events.drop("tags"), schema) for part in (log(), log(300, 1)))
+    runs = []
+    for place in (lambda columns: columns, lambda columns: columns.to("cpu")):
+        m = model(train)
+        encode = m.schema.encoder.encode
+        t = Trainer(m, monitor="auc", **options())
+        result = t.fit(place(encode(train)), place(encode(valid)))
+        runs.append((weights(m), [e["valid"] for e in result.epochs]))
+    assert equal(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
+
+
 def test_implicit_logs_get_negatives():
     schema = SCHEMA.replace(tasks=[Task("like")])
     train = log().select(log().events["click"] == 1)

@@ -39,8 +39,11 @@ def batches(
     seed: int,
     negatives: int,
     part: tuple[int, int] = (0, 1),
+    device: torch.device | None = None,
 ) -> Iterable[Batch]:
-    """Log, Columns, Loader, or anything that can be read again and again and gives batches.
+    """Log, Columns (here or on a device), Loader, or anything that can be read again and again and gives batches.
+
+    A Loader that is made here copies batches to a `device` beside the computation.
 
     A Loader that is made here gives `part`, (rank, processes), of each batch if it can do so without moving a request to
     another batch; others give whole batches, of which `distributed.World.sliced` takes the part.
@@ -49,11 +52,14 @@ def batches(
     if isinstance(data, list | tuple):
         return data
     from recstack.data import Columns, Loader
+    from recstack.data.resident import Resident
 
-    if isinstance(data, Columns):
-        if shuffle:
+    if isinstance(data, Columns | Resident):
+        if shuffle and isinstance(data, Columns):
             data.check_labels()
-        options = {"shuffle": shuffle, "seed": seed, "negatives": negatives if data.implicit else 0}
+        options: dict[str, Any] = {"shuffle": shuffle, "seed": seed, "negatives": negatives if data.implicit else 0}
+        if device is not None and device.type != "cpu":
+            options["device"] = device
         loader = Loader(data, batch_size, **options)
         short = loader.state_dict()["requests"] % batch_size
         return loader if part[1] == 1 or 0 < short < part[1] else Loader(data, batch_size, **options, part=part)
