@@ -572,6 +572,14 @@ def test_json_lines_and_tensorboard_hold_each_epoch(tmp_path):
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
+def test_a_log_that_cannot_be_written_ends_no_run(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.warns(UserWarning, match=r"metrics.jsonl' lacks what happens from here on") as said:
+        result = Trainer(Line(), optimizer="adam", epochs=3, log_dir=tmp_path, progress=False).fit(points())
+    assert len(result.epochs) == 3
+    assert len([w for w in said if "lacks" in str(w.message)]) == 1
+
+
 def test_off_a_terminal_there_are_the_memory_and_one_line_per_epoch(capsys, caplog):
     Trainer(Line(), optimizer="adam", epochs=2).fit(points())
     lines = [line.split(" · ")[0] for line in capsys.readouterr().err.splitlines()]

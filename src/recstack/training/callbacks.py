@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,24 @@ class Callback:
 
 
 class JSONL(Callback):
-    """One JSON object a line, appended: {"event": "read" | "epoch" | "end", ...}."""
+    """One JSON object a line, appended: {"event": "read" | "epoch" | "end", ...}.
+
+    Where the file cannot be written (a full disk) a warning says so, once, and the run goes on: its checkpoints matter more.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path, self.failed = Path(path), False
 
     def _write(self, event: str, values: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf8") as f:
-            f.write(json.dumps({"event": event, **_finite(values)}, ensure_ascii=False) + "\n")
+        try:
+            with self.path.open("a", encoding="utf8") as f:
+                f.write(json.dumps({"event": event, **_finite(values)}, ensure_ascii=False) + "\n")
+        except OSError as e:
+            if not self.failed:
+                warnings.warn(
+                    f"{str(self.path)!r} lacks what happens from here on, for it cannot be written: {e}.", stacklevel=2
+                )
+            self.failed = True
 
     def on_start(self, trainer: Any, batches: int | None) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
