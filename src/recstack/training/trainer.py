@@ -27,7 +27,8 @@ from recstack.training.callbacks import Callback, Progress, loggers
 from recstack.training.diagnosis import Movement, explain
 from recstack.training.distributed import World
 from recstack.training.distributed import tables as tables_to_shard
-from recstack.training.optimizers import Group, assign
+from recstack.training.optimizers import Group
+from recstack.training.regularization import Asked, Limits, Penalties
 from recstack.training.turns import Turn, check_names, turns
 
 logger = logging.getLogger("recstack.training")
@@ -251,7 +252,12 @@ class Trainer:
     def _fit(self, train: Any, valid: Any, resume: bool, start_from: str | Path | None) -> FitResult:
         self.model.to(self.device)
         self.world.begin(self.model)
-        options: dict[str, Any] = {"batch_size": self.batch_size, "negatives": self.negatives, "seed": self.seed}
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "negatives": self.negatives,
+            "seed": self.seed,
+            "device": self.device,
+        }
         part = self.world.rank, self.world.size
         loader = feeding.batches(train, self.model, shuffle=True, part=part, **options)
         devices = [self.device] if self.device.type == "cuda" else []
@@ -262,6 +268,7 @@ class Trainer:
                 incremental.start(start_from, self.model, run.turns)
             with (
                 _sparse(self.model, run.groups, run.penalties),
+                run.asked.watching(),
                 _interruptible(self.world.several or self.checkpoints is not None) as self.world.stop,
                 self.checkpoints or nullcontext(),
                 self.world.normalised(self.model),
@@ -293,7 +300,12 @@ class Trainer:
             return evaluation.evaluate(self.model, loader, self.device, self._autocast, self.monitor, merge)
 
     def _ordered(self, data: Any) -> Any:
-        options: dict[str, Any] = {"batch_size": self.batch_size, "negatives": self.negatives, "seed": self.seed}
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "negatives": self.negatives,
+            "seed": self.seed,
+            "device": self.device,
+        }
         return feeding.batches(data, self.model, shuffle=False, **options)
 
     def _autocast(self) -> AbstractContextManager:
@@ -410,7 +422,9 @@ class _Run:
         self.penalties = Penalties(self.model, trainer.regularization, self.batches)
         self.penalties.require_length()
         self.limits = Limits(self.model, trainer.clip)
-        self.asked = Asked([*self.penalties.arenas, *self.limits.arenas], trainer.world.sum)
+        self.asked = Asked([*self.penalties.arenas, *self.limits.arenas])
+        if trainer.world.several:
+            self.asked.total = trainer.world._sum_
         self.total = None if self.batches is None else trainer.epochs * math.ceil(self.batches / trainer.accumulate)
         self.schedules = schedules.anew(trainer.schedules)  # the Trainer may fit twice
         self.plateaus = list({id(s): s for s in self.schedules.values() if isinstance(s, schedules.Plateau)}.values())
@@ -738,6 +752,7 @@ class _Run:
         for record in meta["epochs"]:  # JSON has no NaN
             record["valid"] = {k: math.nan if v is None else v for k, v in record["valid"].items()}
             self.epochs.append(record)
+        self.penalties.load_state_dict(saved.piece("regularization").tensors)  # type: ignore[arg-type]
         if hasattr(self.loader, "load_state_dict"):
             self.loader.load_state_dict(meta["loader"])  # type: ignore[attr-defined]
         for plateau, state in zip(self.plateaus, meta["plateaus"], strict=True):
