@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recstack import testing
-from recstack.errors import SchemaError
+from recstack.errors import ConfigError, SchemaError
 from recstack.features import FirstOrder, Inputs, Tables
 from recstack.features.tables import Ask
 from recstack.models.ranking.deepfm import DeepFM
@@ -83,6 +83,13 @@ def test_rows_of_one_step_stay_within_it():
     arena.renewed()
     look(t, 70)
     assert len(arena.renewed()) == 1
+
+
+def test_several_processes_do_not_share_owners():
+    t = tables().train()
+    t.arena("q").remote = lambda weight, rows: weight[rows.index.long()]
+    with pytest.raises(ConfigError, match="Table 'q' is dynamic, and each of several processes"):
+        look(t, 50)
 
 
 def test_outside_a_trainer_each_pass_is_a_step():

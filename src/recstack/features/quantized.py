@@ -48,8 +48,7 @@ class QuantizedArena(Layout, nn.Module):
         if offsets is None:
             return found.view(*rows.index.shape, self.embedding_dim)
         if rows.mean:
-            live = nn.functional.pad((index > 0).cumsum(0), (1, 0))[offsets].diff()
-            found = found / live.clamp(min=1)[:, None]
+            found = found / rows.live.clamp(min=1)[:, None]
         return found
 
     def every(self) -> Tensor:

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recstack.errors import DataError, SchemaError
+from recstack.errors import ConfigError, DataError, SchemaError
 from recstack.features.codes import Dynamic, Hash, code
-from recstack.kernels.rows import Rows, dense_gather, sparse_gather
+from recstack.kernels.rows import Rows, dense_gather, huge_pages, sparse_gather
 from recstack.nn.names import ByName
 from recstack.schema.features import Embedded
 
@@ -138,6 +139,7 @@ class Arena(Layout, nn.Embedding):
         self.short = dtype is torch.bfloat16
 
     def reset_parameters(self) -> None:
+        huge_pages(self.weight.detach())
         nn.init.normal_(self.weight, 0.0, self.std)
         with torch.no_grad():
             self.weight[0].zero_()
@@ -178,6 +180,11 @@ class Arena(Layout, nn.Embedding):
 
     def _admit(self, found: Dynamic, ids: Tensor) -> Tensor:
         """Rows of ids in training: counted and admitted; rows that change hands begin anew."""
+        if self.remote is not None or (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            raise ConfigError(
+                f"Table {found.name!r} is dynamic, and each of several processes would give its rows to other ids; train it "
+                "in one process, or declare it with compress=."
+            )
         local, fresh = found.table.learn(ids)
         if len(fresh):
             fresh = (fresh + self.start[found.name]).to(self.weight.device)
@@ -461,8 +468,7 @@ def _bags(vectors: Tensor, ids: Tensor, offsets: Tensor, mean: bool) -> Tensor:
     total = F.embedding_bag(every, vectors, offsets.to(every.dtype), mode="sum", include_last_offset=True)
     if not mean:
         return total
-    live = F.pad((ids > 0).cumsum(0), (1, 0))[offsets].diff()
-    return total / live.clamp(min=1)[:, None]
+    return total / Rows(ids, offsets).live.clamp(min=1)[:, None]
 
 
 def _joined(offsets: list[Tensor]) -> Tensor:
