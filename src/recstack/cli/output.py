@@ -37,6 +37,11 @@ def exit_code(error: BaseException) -> int:
     return next((code for kind, code in CODES.items() if isinstance(error, kind)), 1)
 
 
+def speaks() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started."""
+    return not ("WORLD_SIZE" in os.environ and int(os.environ.get("RANK", 0)))
+
+
 def note(text: str) -> None:
     """A line for the person who watches."""
     print(text, file=sys.stderr, flush=True)
@@ -45,6 +50,9 @@ def note(text: str) -> None:
 @contextmanager
 def status(line: str) -> Iterator[None]:
     """Says what is being done: a spinner on a terminal, a line elsewhere."""
+    if not speaks():
+        yield
+        return
     if not sys.stderr.isatty():
         note(f"{line} ...")
         yield

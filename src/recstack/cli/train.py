@@ -13,7 +13,7 @@ from recstack import catalog
 from recstack.cli import config as configs
 from recstack.cli import sources
 from recstack.cli.evaluate import measure
-from recstack.cli.output import INTERRUPTED, as_json, emit_json, emit_table, note, replacing, status
+from recstack.cli.output import INTERRUPTED, as_json, emit_json, emit_table, note, replacing, speaks, status
 from recstack.errors import ConfigError, RecStackError, TrainingError
 
 METRICS = "metrics.json"
@@ -50,6 +50,8 @@ def train(path: Path, out: Path | None, resume: bool, as_text: bool) -> None:
     if trained is not None:
         result |= {"parameters": sum(p.numel() for p in model.parameters()), "epochs": trained.epochs}
         result |= {"best": trained.best, "steps": trained.steps, "training_seconds": trained.seconds}
+        if not speaks():  # of several processes one saves and measures
+            return
         if trained.interrupted:
             note(f"Interrupted after step {trained.steps}; `recstack train {path} --resume` goes on from there.")
             raise typer.Exit(INTERRUPTED)
