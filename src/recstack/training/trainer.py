@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from recstack.errors import ConfigError, TrainingError, unknown
+from recstack.kernels.memory import keep_freed
 from recstack.training import averaging, checkpoints, evaluation, incremental, memory, optimizers, schedules
 from recstack.training import batches as feeding
 from recstack.training.callbacks import Callback, Progress, loggers
@@ -454,6 +455,7 @@ class _Run:
     # -- the loop -----------------------------------------------------------------------------------------------------
     def go(self, resume: bool) -> FitResult:
         begun = time.perf_counter()
+        keep_freed()
         self.average = averaging.get(self.t.average, self.model)  # here, for it asks which tables are sparse
         self.t.world.same(self.settings, "settings or a number of batches")
         self._resume(resume)

@@ -1,0 +1,29 @@
+"""Freed memory stays with the process."""
+
+import subprocess
+import sys
+
+import pytest
+
+LOOP = """
+import resource, sys
+import torch
+torch.set_num_threads(1)
+from recstack.kernels.memory import keep_freed
+if sys.argv[1] == "keep":
+    keep_freed()
+torch.ones(4 << 20)  # 16 MB
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(4 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_the_pages_of_a_freed_block_serve_the_next_one():
+    keep, give_back = (
+        int(subprocess.run([sys.executable, "-c", LOOP, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("keep", "give back")
+    )
+    assert keep < 0.2 * give_back
