@@ -12,10 +12,11 @@ torch.set_num_threads(1)
 from recstack.kernels.memory import keep_freed
 if sys.argv[1] == "keep":
     keep_freed()
-torch.ones(4 << 20)  # 16 MB
+step = lambda: [torch.ones(3 << 20) for _ in range(8)]  # 8 blocks of 12 MB live at once, as activations do
+step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    torch.ones(4 << 20)
+for _ in range(5):
+    step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
