@@ -180,3 +180,33 @@ def test_fit_goes_on_from_a_checkpoint(tmp_path):
     assert equal(weights(resumed), weights(whole))
     with pytest.raises(ConfigError, match="resume=True needs checkpoint="):
         whole.fit(train, resume=True, **options())
+
+
+@pytest.mark.parametrize("evict", ["lfu", "lru"])
+@pytest.mark.parametrize("average", [None, "ema"])
+def test_a_run_in_pieces_gives_out_the_rows_of_its_tables_as_a_run_in_one(evict, average, tmp_path):
+    """A table of fewer rows than ids: rows change hands all the time, and owners and counts are in the checkpoint."""
+    schema = Schema([Categorical("user", "user", rows=8, evict=evict), Categorical("item", "item")], [Task("click")])
+    train = Log(log().events.drop("tags", "price"), schema)
+
+    def run(folder=None, crash=0, resume=True):
+        m, left = model(train), [crash]
+        losses = m.losses
+
+        def failing(batch):
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+            return losses(batch)
+
+        m.losses = failing
+        settings = {"optimizer": {"embedding": "lazy_adam", "default": "adam"}, "average": average, "lr": 0.05}
+        folder = {} if folder is None else {"checkpoint": folder, "checkpoint_every": 20}
+        Trainer(m, batch_size=8, epochs=2, progress=False, **settings, **folder).fit(train, resume=bool(folder))
+        return weights(m)
+
+    whole = run()
+    for crash in (30, 70):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, crash)
+    assert equal(run(tmp_path), whole)
