@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,9 +11,159 @@ from worlds import Net, Table
 from recstack.errors import ConfigError
 from recstack.kernels.rows import Rows, dense_gather, sparse_gather
 from recstack.training import Adagrad, LazyAdam, RowwiseAdagrad, SparseSGD, Trainer, clip
-from recstack.training.optimizers import route
+from recstack.training.optimizers import FTRL, OPTIMIZERS, PartialRowwiseAdam, reset_rows, route
 
-OURS = [RowwiseAdagrad, Adagrad, LazyAdam, SparseSGD]
+OURS = [RowwiseAdagrad, Adagrad, LazyAdam, PartialRowwiseAdam, FTRL, SparseSGD]
+
+
+# -- the optimisers, weight by weight, in float64 -----------------------------------------------------------------------
+class Naive:
+    """A table as a list of rows, each stepped by the equations; `g` is the row's whole gradient."""
+
+    def __init__(self, w):
+        self.w = w.double().numpy().copy()
+        self.state = [{} for _ in self.w]
+
+    def step(self, grads):
+        for r, g in grads.items():
+            self.row(self.w[r], self.state[r], np.atleast_1d(g))
+
+
+class NaiveSGD(Naive):
+    def row(self, w, s, g):
+        w -= 0.1 * g
+
+
+class NaiveAdagrad(Naive):
+    def row(self, w, s, g):
+        s["sum"] = s.get("sum", 0) + g**2
+        w -= 0.1 * g / (np.sqrt(s["sum"]) + 1e-10)
+
+
+class NaiveRowwiseAdagrad(Naive):
+    def row(self, w, s, g):
+        s["sum"] = s.get("sum", 0) + (g**2).mean()
+        w -= 0.1 * g / (np.sqrt(s["sum"]) + 1e-8)
+
+
+class NaiveAdam(Naive):
+    def second(self, g):
+        return g**2
+
+    def row(self, w, s, g):
+        s["t"] = s.get("t", 0) + 1
+        s["m"] = 0.9 * s.get("m", 0) + 0.1 * g
+        s["v"] = 0.999 * s.get("v", 0) + 0.001 * self.second(g)
+        w -= 0.1 * s["m"] / (1 - 0.9 ** s["t"]) / (np.sqrt(s["v"] / (1 - 0.999 ** s["t"])) + 1e-8)
+
+
+class NaivePartialAdam(NaiveAdam):
+    def second(self, g):
+        return (g**2).mean()
+
+
+class NaiveFTRL(Naive):
+    def row(self, w, s, g):
+        n = s.get("n", 0 * g)
+        sigma = (np.sqrt(n + g**2) - np.sqrt(n)) / 0.1
+        s["z"], s["n"] = s.get("z", 0) + g - sigma * w, n + g**2
+        for d, z in enumerate(s["z"]):
+            slope = (0.5 + np.sqrt(s["n"][d])) / 0.1 + 0.02
+            w[d] = 0 if abs(z) <= 0.4 else -(z - np.sign(z) * 0.4) / slope
+
+
+ORACLES = {
+    "sparse_sgd": (NaiveSGD, {}),
+    "adagrad": (NaiveAdagrad, {}),
+    "rowwise_adagrad": (NaiveRowwiseAdagrad, {}),
+    "lazy_adam": (NaiveAdam, {}),
+    "partial_rowwise_adam": (NaivePartialAdam, {}),
+    "ftrl": (NaiveFTRL, {"beta": 0.5, "l1": 0.4, "l2": 0.02}),
+}
+
+
+@pytest.mark.parametrize("kind", ["sparse", "dense", "one axis"])
+@pytest.mark.parametrize("name", ORACLES)
+def test_each_optimiser_is_its_equation_weight_by_weight(name, kind):
+    """Six steps; in a sparse one some rows come several times and some not at all."""
+    naive, options = ORACLES[name]
+    w = nn.Parameter(torch.randn(12) if kind == "one axis" else torch.randn(12, 3))
+    o, oracle = OPTIMIZERS[name]([w], lr=0.1, **options), naive(w.detach().view(12, -1))
+    for _ in range(6):
+        g = torch.randn(20 if kind == "sparse" else 12, *w.shape[1:])
+        rows = torch.randint(0, 9, (20,)) if kind == "sparse" else torch.arange(12)
+        w.grad = torch.sparse_coo_tensor(rows[None], g, w.shape) if kind == "sparse" else g
+        o.step()
+        oracle.step({int(r): g[rows == r].double().sum(0).numpy() for r in rows.unique()})
+        torch.testing.assert_close(w.detach().double().view(12, -1), torch.from_numpy(oracle.w), rtol=1e-4, atol=2e-6)
+    if name == "ftrl" and w.dim() == 2:
+        assert (w == 0).any()
+        assert (w != 0).any()
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_tiny_steps_on_a_bf16_table_are_not_lost(name):
+    """A thousand steps far below half the last bit: rounded to the nearest, the weights would never have moved."""
+    start = torch.ones(2000, 1)
+    rate = {"sparse_sgd": 1e-4, "adagrad": 2e-3, "rowwise_adagrad": 2e-3, "ftrl": 1.0}.get(name, 1e-4)
+    tables = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        w = nn.Parameter(start.to(dtype, copy=True))
+        o = OPTIMIZERS[name]([w], lr=rate)
+        if name == "ftrl":  # it forgets the initial value
+            o.state[w] = {"z": torch.full((2000, 1), -2000.0), "n": torch.full((2000, 1), 1999.0**2)}
+        for _ in range(300):
+            w.grad = torch.ones_like(w)
+            o.step()
+        tables[dtype] = w.detach().float()
+    moved, want = ((tables[d] - 1).mean().item() for d in (torch.bfloat16, torch.float32))
+    assert abs(want) > 0.01
+    assert moved == pytest.approx(want, rel=0.05)
+    smallest = 2.0**-8  # of a bf16 number just below 1
+    assert abs(want) / 300 < smallest / 2
+
+
+def test_rounding_goes_on_where_a_checkpoint_left_it():
+    """The chance of a step hangs on the count of steps, which the state holds."""
+
+    def steps(w, o, n):
+        for i in range(n):
+            w.grad = torch.full_like(w, 0.01 * (i + 1))
+            o.step()
+
+    whole = nn.Parameter(torch.ones(40, 4, dtype=torch.bfloat16))
+    steps(whole, o := SparseSGD([whole], lr=0.1), 4)
+    part = nn.Parameter(torch.ones(40, 4, dtype=torch.bfloat16))
+    steps(part, first := SparseSGD([part], lr=0.1), 4)
+    steps(whole, o, 4)
+    again = SparseSGD([part], lr=0.1)
+    again.state[part] = dict(first.state[part])
+    assert again.state[part] == {"step": 4}
+    steps(part, again, 4)
+    assert torch.equal(whole, part)
+
+
+@pytest.mark.parametrize("name", [*ORACLES, "adam", "adamw", "rmsprop", "torch adagrad"])
+def test_reset_rows_are_as_before_their_first_step(name):
+    make = OPTIMIZERS.get(name, partial(torch.optim.Adagrad, initial_accumulator_value=0.5))
+    if name in ("adagrad", "rowwise_adagrad"):
+        make = partial(make, initial=0.5)
+    w = nn.Parameter(torch.randn(10, 3))
+    fresh = nn.Parameter(w.detach().clone())
+    o, new = make([w]), make([fresh])
+    reset_rows(o, w, torch.tensor([2]))  # nothing there yet
+    w.grad = torch.randn(10, 3)
+    o.step()
+    kept = {k: v.clone() for k, v in o.state[w].items() if v.dim()}
+    reset_rows(o, w, torch.tensor([2, 7]))
+    fresh.grad = torch.zeros(10, 3)
+    new.state[fresh] = new.begin(fresh.detach(), new.param_groups[0]) if hasattr(new, "begin") else new.state[fresh]
+    others = [r for r in range(10) if r not in (2, 7)]
+    for key, before in kept.items():
+        now = o.state[w][key]
+        assert torch.equal(now[others], before[others])
+        want = new.state[fresh].get(key, torch.full((10, 3), 0.5 if key == "sum" else 0.0))
+        assert torch.equal(now[[2, 7]], want[[2, 7]])
 
 
 def trained(optimizer, gather, steps=5, shape=(30, 4), dtype=torch.float32, touched=range(1, 30)):
