@@ -15,7 +15,7 @@ if sys.argv[1] == "keep":
 step = lambda: [torch.ones(3 << 20) for _ in range(8)]  # 8 blocks of 12 MB live at once, as activations do
 step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
+for _ in range(30):
     step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
