@@ -313,19 +313,13 @@ class Columns:
         return Resident(self, device)
 
     # -- memory and identity ------------------------------------------------------------------------------------------
-    def release(self, start: int, stop: int) -> None:
-        """Give back the memory of these requests' pages, and of all that requests point to, where it is mapped.
+    def release(self) -> None:
+        """Give the memory of mapped files back; what is asked for again is mapped again, or read.
 
-        Nothing is lost: a page that is asked for again is read again.
+        All of it and not only what was read: the kernel maps neighbours too, whose turn may be over.
         """
-        for array, first, last in self._extents(start, stop):
-            release(array, first, last)
-        pointed = [h.items for h in self._histories.values()]
-        pointed += [h.times for h in self._histories.values() if h.times is not None]
-        for block in (self._users, self._items):
-            pointed += [] if block is None else block.arrays("").values()
-        for array in pointed:
-            release(array, 0, len(array))
+        for array in self.arrays().values():
+            release(array)
 
     def wanted(self, start: int, stop: int) -> None:
         """Begin to read these requests from the disk, where they are mapped."""

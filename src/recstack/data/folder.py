@@ -185,33 +185,26 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 # -- memory -------------------------------------------------------------------------------------------------------------
-def release(array: np.ndarray, start: int, stop: int) -> None:
-    """Give the pages of these rows back, if the array is mapped; they are read again when they are asked for."""
-    _advise(array, start, stop, "MADV_DONTNEED")
+def release(array: np.ndarray) -> None:
+    """Give the pages of an array back, if it is mapped; they are mapped again when they are asked for."""
+    if (root := _map(array)) is not None:
+        root.base.madvise(mmap.MADV_DONTNEED)
 
 
 def wanted(array: np.ndarray, start: int, stop: int) -> None:
     """Begin to read these rows from the disk, if the array is mapped."""
-    _advise(array, start, stop, "MADV_WILLNEED")
+    root = _map(array)
+    if root is None or stop <= start or not array.size or not array.flags.c_contiguous:
+        return
+    begin = root.ctypes.data - root.offset % mmap.ALLOCATIONGRANULARITY  # where the map begins
+    first = (array.ctypes.data + start * array.strides[0] - begin) // mmap.PAGESIZE * mmap.PAGESIZE
+    last = min(array.ctypes.data + stop * array.strides[0] - begin, len(root.base))
+    root.base.madvise(mmap.MADV_WILLNEED, first, last - first)
 
 
-def _advise(array: np.ndarray, start: int, stop: int, advice: str) -> None:
+def _map(array: np.ndarray) -> Any:
+    """The np.memmap under an array, whose base is the map; None for an array in memory, or a system without advice."""
     root: Any = array
     while root is not None and not isinstance(root, np.memmap):
         root = getattr(root, "base", None)
-    if (
-        root is None
-        or not isinstance(root.base, mmap.mmap)
-        or stop <= start
-        or not array.flags.c_contiguous
-        or not hasattr(mmap, advice)
-    ):
-        return
-    page = mmap.PAGESIZE
-    begin = root.ctypes.data - root.offset % mmap.ALLOCATIONGRANULARITY  # where the map begins
-    first = array.ctypes.data + start * array.strides[0] - begin
-    last = array.ctypes.data + stop * array.strides[0] - begin
-    first = first // page * page if advice == "MADV_WILLNEED" else -(-first // page) * page
-    last = min(-(-last // page) * page if stop >= len(array) else last // page * page, len(root.base))
-    if last > first:
-        root.base.madvise(getattr(mmap, advice), first, last - first)
+    return root if root is not None and isinstance(root.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") else None

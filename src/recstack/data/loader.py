@@ -257,8 +257,7 @@ class InPlace:
 
     def take(self, start: int, stop: int) -> slice | np.ndarray:
         if start - self.passed >= self.span:
-            ends = (self.passed, start) if self.requests is None else self.requests[[self.passed, start]].tolist()
-            self.columns.release(*ends)
+            self.columns.release()
             self.passed = start
         return slice(start, stop) if self.requests is None else self.requests[start:stop]
 
@@ -302,8 +301,7 @@ class InBlocks:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _go(self, at: int) -> None:
-        for first, last in self._runs(self.at):
-            self.columns.release(first, last)
+        self.columns.release()
         for first, last in [*(self._runs(at) if at != self.at + 1 or at == 0 else []), *self._runs(at + 1)]:
             self.columns.wanted(first, last)
         rows = [np.arange(b * self.block, min((b + 1) * self.block, len(self.requests))) for b in self._of(at)]

@@ -151,8 +151,7 @@ class _Digests:
             status, name = file.stat(), str(file.resolve())
             seen = [status.st_size, status.st_mtime_ns]
             if self.known.get(name, [])[:2] != seen:
-                with open(file, "rb") as stream:
-                    self.known[name] = [*seen, hashlib.file_digest(stream, "sha256").hexdigest()]
+                self.known[name] = [*seen, _contents(file)]
                 self.changed = True
         except OSError as error:
             raise DataError(f"{str(file)!r} cannot be read: {error.strerror or error}.") from error
@@ -167,6 +166,11 @@ class _Digests:
                 json.dump(self.known, stream)
                 stream.flush()
                 os.replace(stream.name, self.path)
+
+
+def _contents(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest_of_frame(frame: pl.DataFrame) -> str:

@@ -66,7 +66,7 @@ class Resident:
             candidates["@weight"] = self._single["weights"][at]
         return batch | {n: t.unsqueeze(1) for n, t in candidates.items()}
 
-    def release(self, start: int, stop: int) -> None:
+    def release(self) -> None:
         """Nothing is mapped here."""
 
     def wanted(self, start: int, stop: int) -> None:

@@ -64,7 +64,7 @@ def _compiled() -> dict[str, Any]:
 
     @numba.njit(nogil=True, cache=True)
     def dense(values, low, table, absent, out):
-        high = low + len(table) - 1
+        high = low + (len(table) - 1)  # in this order: low + len(table) may be past int64
         for i in range(len(values)):
             v = values[i]
             out[i] = table[v - low] if low <= v <= high else absent
