@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from recstack.errors import DataError, SchemaError
-from recstack.features.tables import Ask, Tables, check_ids  # noqa: F401 (LightGCN checks its own)
+from recstack.features.tables import Ask, Cut, Tables, check_ids  # noqa: F401 (LightGCN checks its own)
 from recstack.nn.mlp import flat, linear
 from recstack.nn.names import ByName
 from recstack.nn.sequence import Pooling, pooling
@@ -20,6 +21,80 @@ from recstack.schema.features import Embedded
 Batch = Mapping[str, Tensor]
 
 
+class Number(NamedTuple):
+    """A column of plain numbers."""
+
+    column: Tensor
+
+    def vector(self) -> Tensor:
+        """``[..., 1]``"""
+        return self.column.unsqueeze(-1)
+
+
+class Side(Mapping[str, Tensor]):
+    """One vector per feature. Those that a gather brought side by side, and numbers, are cut out when asked for alone.
+
+    Args:
+        found: by feature, in order.
+        lone: each request is its own only candidate: vectors ``[R, w]`` are read as ``[R, 1, w]``.
+    """
+
+    def __init__(self, found: dict[str, Tensor | Cut | Number], lone: bool = False):
+        self.found, self.lone = found, lone
+
+    def __getitem__(self, name: str) -> Tensor:
+        vector = _vector(self.found[name])
+        return vector.unsqueeze(-2) if self.lone else vector
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def fields(self, names: list[str], lifts: ByName | None = None) -> list[Tensor]:
+        """The vectors as ``[..., k, w]``: neighbours of one gather, and numbers (lifted by vectors), k at a time.
+
+        A tensor a feature would be copied, and summed again on the way back, feature by feature.
+        """
+        out: list[Tensor] = []
+        start = 0
+        while start < len(names):
+            first, stop = self.found[names[start]], start + 1
+            if isinstance(first, Number):
+                columns = [first.column]
+                while stop < len(names) and isinstance(more := self.found[names[stop]], Number):
+                    columns.append(more.column)
+                    stop += 1
+                part = torch.stack(columns, -1).unsqueeze(-1)
+                if lifts is not None:
+                    part = part * torch.stack([lifts[n].weight[:, 0] for n in names[start:stop]])  # type: ignore[union-attr]
+            elif lifts is not None and names[start] in lifts:
+                part = lifts[names[start]](_vector(first)).unsqueeze(-2)
+            elif isinstance(first, Cut):
+                while stop < len(names) and self._follows(first, stop - start, names[stop], lifts):
+                    stop += 1
+                part = first.block.narrow(1, first.place, stop - start)
+                part = part.view(*first.lead, *part.shape[1:])
+            else:
+                part = first.unsqueeze(-2)
+            out.append(part.unsqueeze(-3) if self.lone else part)
+            start = stop
+        return out
+
+    def _follows(self, first: Cut, distance: int, name: str, lifts: ByName | None) -> bool:
+        other = self.found[name]
+        beside = isinstance(other, Cut) and other.block is first.block and other.place == first.place + distance
+        return beside and (lifts is None or name not in lifts)
+
+
+def _vector(found: Tensor | Cut | Number) -> Tensor:
+    return found if isinstance(found, Tensor) else found.vector()
+
+
 class Slots:
     """One vector per feature: ``[R, w]`` for what a request has once, ``[R, L, w]`` for what each candidate has.
 
@@ -28,27 +103,25 @@ class Slots:
 
     def __init__(
         self,
-        request: dict[str, Tensor],
-        candidate: dict[str, Tensor],
+        request: Side,
+        candidate: Side,
         sequences: dict[str, tuple[Tensor, Tensor]],
         roles: Mapping[str, str],
         lifts: ByName | None,
-        blocks: Mapping[str, tuple[Tensor, int]] | None = None,
     ):
         self.request, self.candidate, self.sequences = request, candidate, sequences
         self._roles, self._lifts = roles, lifts
-        self._blocks = blocks or {}  # {feature: ([n, k, D] of k lookups in one, its place among them)}
 
     def __getitem__(self, name: str) -> Tensor:
         return self.candidate[name] if name in self.candidate else self.request[name]
 
-    def _chosen(self, side: dict[str, Tensor], roles: tuple[str, ...]) -> list[str]:
+    def _chosen(self, side: Side, roles: tuple[str, ...]) -> list[str]:
         return [name for name in side if not roles or self._roles[name] in roles]
 
     def sides(self, *roles: str) -> tuple[Tensor, Tensor] | Tensor:
         """``(request [R, U], candidate [R, L, W])`` for an MLP that takes both, or the one side that is there."""
         request, candidate = (
-            [part.flatten(-2) for part in self.fields(side, self._chosen(side, roles))]
+            [part.flatten(-2) for part in side.fields(self._chosen(side, roles))]
             for side in (self.request, self.candidate)
         )
         if not request and not candidate:
@@ -65,7 +138,7 @@ class Slots:
         if self._lifts is None:
             raise SchemaError("Fields of one width need Inputs(schema, dim, stacked=True).")
         request, candidate = (
-            self.fields(side, self._chosen(side, roles), self._lifts) for side in (self.request, self.candidate)
+            side.fields(self._chosen(side, roles), self._lifts) for side in (self.request, self.candidate)
         )
         once, fields = (
             torch.cat(side, -2) if len(side) > 1 else side[0] if side else None for side in (request, candidate)
@@ -73,40 +146,6 @@ class Slots:
         if once is None or fields is None:
             return fields if once is None else once  # type: ignore[return-value]
         return torch.cat([once.unsqueeze(-3).expand(*fields.shape[:-2], -1, -1), fields], -2)
-
-    def fields(self, side: dict[str, Tensor], names: list[str], lifts: ByName | None = None) -> list[Tensor]:
-        """The vectors of a side as ``[..., k, w]``: neighbours of one gather, and numbers lifted by vectors, k at a time.
-
-        A tensor a feature would be copied, and summed again on the way back, feature by feature.
-        """
-        out: list[Tensor] = []
-        start = 0
-        while start < len(names):
-            name = names[start]
-            value, stop = side[name], start + 1
-            if lifts is not None and name in lifts:
-                if value.shape[-1] > 1:
-                    out.append(lifts[name](value).unsqueeze(-2))
-                else:
-                    while stop < len(names) and names[stop] in lifts and side[names[stop]].shape[-1] == 1:
-                        stop += 1
-                    numbers = torch.cat([side[n] for n in names[start:stop]], -1)
-                    vectors = torch.stack([lifts[n].weight[:, 0] for n in names[start:stop]])  # type: ignore[union-attr]
-                    out.append(numbers.unsqueeze(-1) * vectors)
-            elif name in self._blocks:
-                block, place = self._blocks[name]
-                while stop < len(names) and self._is(names[stop], block, place + stop - start, lifts):
-                    stop += 1
-                part = block.narrow(1, place, stop - start)
-                out.append(part.view(*value.shape[:-1], *part.shape[1:]))
-            else:
-                out.append(value.unsqueeze(-2))
-            start = stop
-        return out
-
-    def _is(self, name: str, block: Tensor, place: int, lifts: ByName | None) -> bool:
-        known, at = self._blocks.get(name, (None, 0))
-        return known is block and at == place and (lifts is None or name not in lifts)
 
     def sequence(self, name: str) -> tuple[Tensor, Tensor]:
         """A history's steps and which are live: ``[R, T, w]`` and ``[R, T]``, oldest first, left aligned."""
@@ -143,6 +182,8 @@ class Inputs(nn.Module):
         super().__init__()
         self.schema, self.dim = schema.require_fitted(), dim
         embedded = [f for f in schema.features if is_embedded(f)]
+        self._embedded = {f.name for f in embedded}
+        self._lists = {f.name for f in schema.features if is_multi(f)}
         sizes = {f.table_name: f.size for f in embedded if f.size}  # fitted, so all
         dims = {f.table_name: dim if uniform else f.dim or dim for f in embedded}
         arenas = {f.table_name: f.arena for f in embedded if f.arena is not None}
@@ -205,37 +246,34 @@ class Inputs(nn.Module):
                 for name in f.of:
                     asks.append(self._ask_step(batch, f, self.schema.feature(name)))
                     places.append((name, f.name))
-            elif is_embedded(f):
-                asks.append(self._ask(batch, f))
+            elif f.name in self._embedded:
+                asks.append(self._ask(batch, f))  # type: ignore[arg-type]
                 places.append((f.name, ""))
-        vectors, blocks = self.tables.gather_blocks(asks)
-        found = dict(zip(places, vectors, strict=True))
-        lists = {f.name for f in features if is_multi(f)}
+        found = dict(zip(places, self.tables.lookups(asks), strict=True))
         masks = {
             place: ask.ids > 0
             for place, ask in zip(places, asks, strict=True)
-            if ask.offsets is None and (place[1] or place[0] in lists)
+            if ask.offsets is None and (place[1] or place[0] in self._lists)
         }
 
-        request: dict[str, Tensor] = {}
-        candidate: dict[str, Tensor] = {}
+        request: dict[str, Tensor | Cut | Number] = {}
+        candidate: dict[str, Tensor | Cut | Number] = {}
         sequences: dict[str, tuple[Tensor, Tensor]] = {}
         for f in features:
             if isinstance(f, History):
                 continue
-            if is_embedded(f):
-                value = found[f.name, ""]
-                if is_multi(f) and (f.name, "") in masks:
+            value = found[f.name, ""] if f.name in self._embedded else self._plain(batch, f)
+            if f.name in self._lists:
+                value = _vector(value)
+                if (f.name, "") in masks:
                     value = _pooled(value, masks[f.name, ""], f.pooling)  # type: ignore[attr-defined]
-                if f.role in CANDIDATE_ROLES and is_multi(f) and value.dim() == 2 and lead is not None:
+                if f.role in CANDIDATE_ROLES and value.dim() == 2 and lead is not None:
                     value = value.view(*lead, value.shape[-1])
-            else:
-                value = self._plain(batch, f)
             (candidate if f.role in CANDIDATE_ROLES else request)[f.name] = value
         for h in (f for f in features if isinstance(f, History)):
             steps = []
             for name in h.of:
-                value = found[name, h.name]
+                value = _vector(found[name, h.name])
                 if (name, h.name) in masks and masks[name, h.name].dim() == 3:
                     feature = self.schema.feature(name)
                     value = _pooled(value, masks[name, h.name], feature.pooling)  # type: ignore[attr-defined]
@@ -251,24 +289,18 @@ class Inputs(nn.Module):
                 if block.targeted:
                     if not candidate:
                         continue  # the item side alone has no target, and the user side alone has no candidate
-                    query = torch.cat([candidate[name] for name in h.of], -1)
+                    query = torch.cat([_vector(candidate[name]) for name in h.of], -1)
                     candidate[h.name] = block(query, sequence, mask, batch.get("@mask"))
                 else:
                     request[h.name] = block(None, sequence, mask)
         if not self.has_candidates:  # a table without item columns: each request is its own only candidate
-            candidate, request = {n: v.unsqueeze(-2) for n, v in request.items()}, {}
-        order = [n for n in self.widths if n in request or n in candidate]
+            candidate, request = request, {}
         return Slots(
-            {n: request[n] for n in order if n in request},
-            {n: candidate[n] for n in order if n in candidate},
+            Side({n: request[n] for n in self.widths if n in request}),
+            Side({n: candidate[n] for n in self.widths if n in candidate}, lone=not self.has_candidates),
             sequences,
             self.roles,
             self.lifts,
-            {
-                name: blocks[i]
-                for i, (name, history) in enumerate(places)
-                if i in blocks and not history and name not in lists
-            },
         )
 
     def history_ids(self, batch: Batch, name: str) -> Tensor:
@@ -278,14 +310,14 @@ class Inputs(nn.Module):
         return ids if offsets is None else padded(ids, offsets)
 
     # -- columns ------------------------------------------------------------------------------------------------------
-    def _plain(self, batch: Batch, f: Feature) -> Tensor:
+    def _plain(self, batch: Batch, f: Feature) -> Tensor | Number:
         value = column(batch, f.name)
         if isinstance(f, Vector):
             return value
-        value = value.unsqueeze(-1)
         powers = f.powers if isinstance(f, Numeric) else (1.0,)
         if powers == (1.0,):
-            return value
+            return Number(value)
+        value = value.unsqueeze(-1)
         return torch.cat([value if p == 1 else value.sign() * value.abs() ** p for p in powers], -1)
 
     def _ask(self, batch: Batch, f: Embedded) -> Ask:
@@ -373,7 +405,7 @@ class FirstOrder(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         slots = self.inputs(batch)
         request, candidate = (
-            [part.sum((-2, -1)) for part in slots.fields(side, list(side), self.numbers)]
+            [part.sum((-2, -1)) for part in side.fields(list(side), self.numbers)]
             for side in (slots.request, slots.candidate)
         )
         if not candidate:

@@ -233,6 +233,18 @@ class Ask(NamedTuple):
     column: str = ""
 
 
+class Cut(NamedTuple):
+    """A vector that a gather brought side by side with others, ``block [n, k, D]``: cut out when it is wanted alone."""
+
+    block: Tensor
+    place: int
+    lead: tuple[int, ...]
+
+    def vector(self) -> Tensor:
+        """``[*lead, D]``"""
+        return self.block.select(1, self.place).view(*self.lead, self.block.shape[-1])
+
+
 class _Look(NamedTuple):
     """A lookup in one part of an arena; its vectors go to place `ask`."""
 
@@ -352,16 +364,18 @@ class Tables(ByName):
         Raises:
             DataError: naming the column with an id that its table has not.
         """
-        return self.gather_blocks(asks)[0]
+        return [found.vector() if isinstance(found, Cut) else found for found in self.lookups(asks)]
 
-    def gather_blocks(self, asks: list[Ask]) -> tuple[list[Tensor], dict[int, tuple[Tensor, int]]]:
-        """`gather`, and of vectors that lie side by side: {number of the ask: (all of them ``[n, k, D]``, its place)}."""
+    def lookups(self, asks: list[Ask]) -> list[Tensor | Cut]:
+        """`gather`, leaving vectors that lie side by side as they lie."""
         calls: dict[tuple[str, bool, bool], list[_Look]] = {}
-        for key in dict.fromkeys(self.home[ask.table] for ask in asks):
-            self[key].gathering()  # type: ignore[operator]
+        arenas: dict[str, Arena] = {}
         for i, ask in enumerate(asks):
             home = self.home[ask.table]
-            arena: Arena = self[home]  # type: ignore[assignment]
+            if home not in arenas:
+                arenas[home] = self[home]  # type: ignore[assignment]
+                arenas[home].gathering()
+            arena = arenas[home]
             if ask.table in arena.codes:
                 check_ids(ask.ids, ask.column or ask.table, self.sizes[ask.table])
             parts = arena.look(ask.table, ask.ids)
@@ -370,28 +384,27 @@ class Tables(ByName):
             pooled, mean = offsets is not None, offsets is not None and ask.mean
             for part, ids in parts:
                 calls.setdefault((home, pooled, mean), []).append(_Look(i, part, ids, offsets, mean))
-        found: list[list[Tensor]] = [[] for _ in asks]
-        blocks: dict[int, tuple[Tensor, int]] = {}
+        found: list[list[Tensor | Cut]] = [[] for _ in asks]
         for (home, pooled, mean), looks in calls.items():
-            arena = self[home]  # type: ignore[assignment]
-            index = self._index(arena, looks, asks)
+            index = self._index(arenas[home], looks, asks)
             offsets = _joined([look.offsets for look in looks]) if pooled else None  # type: ignore[misc]
-            vectors = arena(_shared(index, offsets, mean, own=len(looks) > 1))
+            vectors = arenas[home](_shared(index, offsets, mean, own=len(looks) > 1))
             if index.dim() == 2:
-                parts = vectors.unbind(1)
-                blocks |= {look.ask: (vectors, k) for k, look in enumerate(looks)}
-            else:
-                counts = [look.offsets.shape[0] - 1 if pooled else look.ids.numel() for look in looks]  # type: ignore[union-attr]
-                parts = vectors.split(counts) if len(looks) > 1 else [vectors]
-            for look, part in zip(looks, parts, strict=True):
+                for k, look in enumerate(looks):
+                    found[look.ask].append(Cut(vectors, k, tuple(look.ids.shape)))
+                continue
+            counts = [look.offsets.shape[0] - 1 if pooled else look.ids.numel() for look in looks]  # type: ignore[union-attr]
+            for look, part in zip(looks, vectors.split(counts) if len(looks) > 1 else [vectors], strict=True):
                 found[look.ask].append(part if pooled else part.view(*look.ids.shape, part.shape[-1]))
-        vectors = [self._vector(ask, parts) for ask, parts in zip(asks, found, strict=True)]
-        return vectors, {i: block for i, block in blocks.items() if len(found[i]) == 1}
+        return [self._vector(ask, parts) for ask, parts in zip(asks, found, strict=True)]
 
-    def _vector(self, ask: Ask, parts: list[Tensor]) -> Tensor:
-        arena = self.arena(ask.table)
-        vector = parts[0] if len(parts) == 1 else arena.codes[ask.table].vector(parts)
-        late = ask.offsets is not None and (len(parts) > 1 or arena.short)
+    def _vector(self, ask: Ask, parts: list[Tensor | Cut]) -> Tensor | Cut:
+        if ask.offsets is None and len(parts) == 1:
+            return parts[0]
+        arena, several = self.arena(ask.table), len(parts) > 1
+        found = [part.vector() if isinstance(part, Cut) else part for part in parts]
+        vector = arena.codes[ask.table].vector(found) if several else found[0]
+        late = ask.offsets is not None and (several or arena.short)
         return _bags(vector, ask.ids, ask.offsets, ask.mean) if late else vector  # type: ignore[arg-type]
 
     def _index(self, arena: Arena, looks: list[_Look], asks: list[Ask]) -> Tensor:
