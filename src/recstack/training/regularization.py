@@ -176,7 +176,11 @@ class Limits:
             what = f"clip[{key!r}]" if isinstance(choice, Mapping) else "clip"
             kind, value = _choice(choices[key], "norm", LIMITS, what)
             if kind == "cowclip":
-                value = {"r": 1.0, "zeta": 1e-5} | (dict(value) if isinstance(value, Mapping) else {"r": value})
+                if not isinstance(value, Mapping):
+                    raise ConfigError(
+                        f'{what} is ("cowclip", {{"r": 1.0, "zeta": 1e-5}}); got {value!r} in the second place.'
+                    )
+                value = {"r": 1.0, "zeta": 1e-5} | dict(value)
                 for option in value:
                     if option not in ("r", "zeta"):
                         raise unknown(f"option in {what}", option, ("r", "zeta"))
