@@ -134,7 +134,7 @@ def at_step(model: nn.Module, step: int, what: Any) -> None:
 
 
 def laws(folder: Path, rank: int) -> None:
-    """Every case; what each process ends with, and what it held while it trained. Then `stopped`."""
+    """Every case; what each process ends with, and what it held while it trained. Then `begun` and `stopped`."""
     for case in CASES:
         trainer, train, valid = made(case)
         held: dict[str, int] = {}
@@ -145,7 +145,16 @@ def laws(folder: Path, rank: int) -> None:
         (folder / f"{case}.{rank}.json").write_text(
             json.dumps(numbers | {"held": held, "spoke": len(trainer.callbacks)})
         )
+    weights, _ = run("sharded", resume=True, checkpoint=folder / "begun")
+    save_file(weights, folder / f"begun.{rank}")
     stopped(folder, rank)
+
+
+def begun(folder: Path) -> None:
+    """A checkpoint in the second epoch of a run of one process."""
+    trainer, train, valid = made("sharded", checkpoint=folder / "begun")
+    at_step(trainer.model, 15, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert trainer.fit(train, valid).steps == 15
 
 
 def stopped(folder: Path, rank: int) -> None:

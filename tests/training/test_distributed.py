@@ -30,6 +30,7 @@ def one_thread():
 def trained(tmp_path_factory):
     """What two processes made of every case."""
     folder = tmp_path_factory.mktemp("laws")
+    processes.begun(folder)
     for code, err in processes.ended(processes.start(2, "laws", folder)):
         assert code == 0, err
     return folder
@@ -63,6 +64,15 @@ def test_a_process_holds_its_rows_of_sharded_tables_only(trained):
         for name, rows in tables.items():
             expected = [(rows + 1) // 2, rows // 2] if case.startswith("sharded") else [rows, rows]
             assert [h[name] for h in held] == expected
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_the_checkpoint_of_one(trained):
+    whole, _ = processes.run("sharded")
+    for rank in (0, 1):
+        own = load_file(trained / f"begun.{rank}")
+        for name, value in whole.items():
+            torch.testing.assert_close(own[name], value, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

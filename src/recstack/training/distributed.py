@@ -743,7 +743,7 @@ class _Pulse:
             time.sleep(BEAT_SECONDS)
             now = {r: self._look(r) for r in others}
             if left := [r for r in others if now[r][1]]:
-                return f"Process {left[0]} of {self.size} failed: {now[left[0]][1]}"
+                return f"Process {left[0]} of {self.size} failed: {now[left[0]][1].rstrip('.')}."
             if all(now[r][0] != before[r] for r in others):
                 break
         gone = [r for r in others if now[r][0] == before[r]]
