@@ -54,6 +54,40 @@ def test_a_split_by_counts_and_the_table_for_people(invoke, asked, tmp_path):
         source.part("valid")
 
 
+def test_a_second_call_finds_nothing_to_do_until_something_changes(invoke, market, asked, tmp_path):
+    import shutil
+
+    data = tmp_path / "events.parquet"
+    shutil.copy(market.folder / "events.parquet", data)
+    call = ["prepare", *asked[2:], "--data", data, "--out", tmp_path / "store", "--json"]
+    first = json.loads(invoke(*call).stdout)
+    again = invoke(*call)
+    assert "Nothing to do" in again.stderr
+    assert json.loads(again.stdout) == first | {"fresh": False}
+    assert json.loads(invoke(*call, "--split", "random").stdout)["fresh"]
+    assert json.loads(invoke(*call).stdout)["fresh"]  # the folder now held another split
+    pl.read_parquet(data).head(2000).write_parquet(data)
+    fewer = json.loads(invoke(*call).stdout)
+    assert (fewer["fresh"], fewer["rows"]["train"]["rows"]) == (True, 1600)
+    (file,) = (tmp_path / "store" / "train").glob("arrays-*/user.i32.npy")
+    file.unlink()
+    assert json.loads(invoke(*call).stdout)["fresh"]  # a store that is not whole is made again
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["events.parquet", "store"]
+
+
+def test_without_a_split_files_are_encoded_in_parts(invoke, market, asked, tmp_path):
+    done = invoke("prepare", *asked, "--split", "none", "--out", tmp_path / "store", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["rows"].keys() == {"train"}
+    source = sources.open_store(tmp_path / "store")
+    encoder = rs.Encoder(market.log.schema).fit(market.log)
+    assert source.encoder == encoder
+    saved, due = source.train.batch(slice(None)), encoder.encode(market.log).batch(slice(None))
+    assert saved.keys() == due.keys()
+    assert all(np.array_equal(saved[n], due[n], equal_nan=True) for n in due)
+    assert "Nothing to do" in invoke("prepare", *asked, "--split", "none", "--out", tmp_path / "store").stderr
+
+
 def test_nulls_are_counted(invoke, market, tmp_path):
     events = pl.read_parquet(market.folder / "events.parquet")
     events = events.with_columns(shelf=pl.when(pl.col("position") > 3).then(None).otherwise(1))

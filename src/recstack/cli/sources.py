@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from recstack.data import Columns, Encoder, Log
 
 KINDS = ("dataset", "events", "store")
-SPLITS = ("by_time", "last_per_user", "leave_last_out", "by_user", "random")
+SPLITS = ("by_time", "last_per_user", "leave_last_out", "by_user", "random", "none")
 PARTS = ("train", "valid", "test")
 STORE = "store.json"
 
@@ -113,12 +113,14 @@ def files(events: str, options: Mapping[str, Any], config: Mapping[str, Any]) ->
 
 
 def split(log: Log, options: Mapping[str, Any]) -> tuple[tuple[Any, Any, Any], dict[str, Any]]:
-    """Its parts, and what was done in words; by time, a tenth each for validation and test, if nothing else is said."""
+    """Its parts, and what was done in words; by time, a tenth each for validation and test, if nothing else is said; "none" trains on all."""
     from recstack.data import splits
 
     by = options.get("by", "by_time")
     if by not in SPLITS:
         raise unknown("split.by:", by, SPLITS)
+    if by == "none":
+        return (log, None, None), {"by": by}
     if by == "by_time" and log.schema.time is None:
         raise ConfigError("A split by_time needs time: in the schema, the column that orders events; or choose random.")
     function = getattr(splits, by)
