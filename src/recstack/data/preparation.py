@@ -61,7 +61,7 @@ def prepare(
     result equals ``Encoder(schema).fit(log).encode(log)`` of the whole log, bit for bit. A later call with equal
     arguments and files maps the store and returns at once; a file counts as unchanged while its size and time of
     modification are, and is otherwise read to see whether its contents are. Memory holds the vocabularies, a few
-    parts, and, if a History has to be built from the events, 17 bytes per event (more while they are sorted).
+    parts, and, if a History has to be built from the events, 21 bytes per event (several times that while they are sorted).
 
     Args:
         files: a file, a folder, a glob, or several of them: .parquet, .arrow, .feather, .ipc, .csv, .tsv.
