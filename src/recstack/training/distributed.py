@@ -139,7 +139,8 @@ class World:
         except RuntimeError as e:
             raise Lost(str(e).splitlines()[0]) from e
 
-    def _sum_(self, tensor: Tensor) -> Tensor:
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum over processes, in place."""
         with self._talking():
             dist.all_reduce(tensor, group=self.group)
         return tensor
@@ -171,7 +172,7 @@ class World:
         """Whether it is so on any process; all must ask."""
         if not self.several:
             return mine
-        return bool(self._sum_(torch.tensor([float(mine)])) > 0)
+        return bool(self.sum_(torch.tensor([float(mine)])) > 0)
 
     def same(self, value: Any, what: str) -> None:
         """Raise a TrainingError unless `value` prints alike on all processes."""
@@ -240,12 +241,12 @@ class World:
         away = [n for n, v in counts.items() if isinstance(v, Tensor) and v.device.type != "cpu"]
         here = [n for n in counts if n not in away]
         stop = self.stop is not None and self.stop.asked
-        values = self._sum_(torch.tensor([*(float(counts[n]) for n in here), float(stop)], dtype=torch.float64))
+        values = self.sum_(torch.tensor([*(float(counts[n]) for n in here), float(stop)], dtype=torch.float64))
         self._stopping = bool(values[-1] > 0)
         out: dict[str, Any] = dict(zip(here, values[:-1].unbind(), strict=True))
         self.requests = round(float(out[""]))
         if away:
-            out |= zip(away, self._sum_(torch.stack([counts[n].double() for n in away])).unbind(), strict=True)
+            out |= zip(away, self.sum_(torch.stack([counts[n].double() for n in away])).unbind(), strict=True)
         return {n: out[n] for n in counts}
 
     @property
@@ -275,7 +276,7 @@ class World:
         values = torch.stack([losses[name].detach().float() for name in names])
         dense.setdefault(torch.float32, []).append(values)
         for grads in dense.values():
-            flat = self._sum_(torch.cat([g.reshape(-1) for g in grads]))
+            flat = self.sum_(torch.cat([g.reshape(-1) for g in grads]))
             for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
                 g.copy_(part.view_as(g))
         return dict(zip(names, values.double(), strict=True))
@@ -304,7 +305,7 @@ class World:
         params = [p for p in params if p.grad is not None]
         own = [_values(p) for p in params if id(p) not in spread]
         mine = [_values(p) for p in params if id(p) in spread]
-        square = self._sum_(torch.nn.utils.get_total_norm(mine).double().square())
+        square = self.sum_(torch.nn.utils.get_total_norm(mine).double().square())
         norm = (torch.nn.utils.get_total_norm(own).double().square() + square).sqrt()
         scale = (limit / (norm + 1e-6)).clamp(max=1).float()
         for values in (*own, *mine):
@@ -621,12 +622,12 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, world: World) -> Tensor:
         ctx.world = world
-        return world._sum_(x.clone())
+        return world.sum_(x.clone())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.world._sum_(grad.clone()), None
+        return ctx.world.sum_(grad.clone()), None
 
 
 def _batch_norm(world: World, norm: Any, x: Tensor) -> Tensor:

@@ -425,7 +425,7 @@ class _Run:
         self.limits = Limits(self.model, trainer.clip)
         self.asked = Asked([*self.penalties.arenas, *self.limits.arenas])
         if trainer.world.several:
-            self.asked.total = trainer.world._sum_
+            self.asked.total = trainer.world.sum_
         self.total = None if self.batches is None else trainer.epochs * math.ceil(self.batches / trainer.accumulate)
         self.schedules = schedules.anew(trainer.schedules)  # the Trainer may fit twice
         self.plateaus = list({id(s): s for s in self.schedules.values() if isinstance(s, schedules.Plateau)}.values())
