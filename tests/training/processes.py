@@ -39,6 +39,10 @@ CASES: dict[str, dict[str, Any]] = {
     "rowwise": {"monitor": "click/auc"},
     "window": {"optimizer": "lazy_adam", "accumulate": 3, "clip": 0.05, "average": "ema"},
     "dense": {"optimizer": "adam", "norm": None, "regularization": {"embedding": 1e-3}},
+    "touched": {
+        "regularization": {"embedding": ("count", 0.1)},
+        "clip": {"default": 1.0, "embedding": ("cowclip", {"r": 1.0, "zeta": 1e-4})},
+    },
     "loss": {"monitor": "loss", "batches": True},
     "sharded": {"sharded": "embedding", "clip": 0.05, "monitor": "buy/logloss"},
     "sharded window": {"sharded": "embedding", "optimizer": "lazy_adam", "accumulate": 3, "average": "ema"},

@@ -9,10 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recstack.data import Encoder, Log
 from recstack.errors import ConfigError
-from recstack.features.tables import Arena
+from recstack.features.tables import Arena, Tables
+from recstack.models.ranking.deepfm import DeepFM
+from recstack.schema import Categorical, Schema, Task
 from recstack.training import Trainer
-from recstack.training.distributed import World, blank, cut_batch
+from recstack.training.distributed import World, _refuse_whole_tables, blank, cut_batch
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
@@ -193,6 +196,23 @@ def test_torchrun_is_found_by_its_variables(monkeypatch):
     assert World(False).seed(7) == 7
     monkeypatch.delenv("MASTER_PORT")
     assert World().size == 1
+
+
+def test_a_table_that_admits_ids_by_what_it_meets_is_for_one_process():
+    schema = Schema([Categorical("user", "user", rows=4, admit=2)], [Task("click")])
+    log = Log({"user": ["a", "b", "a"], "click": [0.0, 1.0, 1.0]}, schema)
+    model = DeepFM(Encoder(schema).fit(log).schema, dim=2, hidden=(4,))
+    with pytest.raises(ConfigError, match=r"Table 'user' admits and evicts ids .* train it in one process"):
+        world(0, 2)._refuse_dynamic(model)
+
+
+def test_what_reads_a_whole_table_says_that_it_is_spread():
+    tables = Tables({"user": 5}, {"user": 2})
+    changed = _refuse_whole_tables(tables, [tables.arena("user")])
+    assert changed == [tables]
+    for read in (tables.weight, tables.by_id):
+        with pytest.raises(ConfigError, match="reads the whole table 'user' in one piece"):
+            read("user")
 
 
 def test_what_cannot_be_is_said_before_training(monkeypatch):
