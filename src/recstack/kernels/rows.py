@@ -466,13 +466,14 @@ def _by_row(index):
             row2[k], order2[k] = r, order[i]
         row, row2 = row2, row
         order, order2 = order2, order
-    unique, first = np.empty((1, n), np.int64), np.empty(n, np.int32)
-    u = 0
-    for i in range(n):
-        if i == 0 or row[i] != row[i - 1]:
-            unique[0, u], first[u] = row[i], i
-            u += 1
-    return unique[:, :u], order[:n], first[:u]
+    unique, first = np.empty((1, n), np.int64), np.empty(n + 1, np.int32)
+    first[0] = 0
+    u, last = -1, 0
+    for i in range(n):  # no branch to guess wrongly: each row's last write stays
+        u += row[i] != last
+        last = row[i]
+        unique[0, u], first[u + 1] = last, i + 1
+    return unique[:, : u + 1], order[:n], first[: u + 1]
 
 
 def _gather(rows, at, out, weight):
