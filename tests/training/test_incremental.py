@@ -8,7 +8,6 @@ from worlds import equal, weights
 from recstack.data import Encoder, Log
 from recstack.errors import TrainingError
 from recstack.features.inputs import Inputs
-from recstack.features.tables import Arena
 from recstack.features.tasks import Heads, losses
 from recstack.models.ranking.deepfm import DeepFM
 from recstack.schema import Categorical, Numeric, Schema, Task
@@ -134,7 +133,11 @@ def refused(folder, sentence, users=10, items=20, **options):
 
 def test_what_does_not_fit_is_one_sentence(tmp_path):
     trained(tmp_path / "1")
-    refused(tmp_path, r"'inputs.tables.4.user' has 4 rows, and 9 in .*: a table can grow and not shrink", users=5)
+    refused(
+        tmp_path,
+        r"does not fit: Table 'inputs.tables.4.user' has shape \(9, 4\) .* \(4, 4\) in the model; a table can only grow",
+        users=5,
+    )
     other = {"embedding": "adagrad", "default": "adam"}
     refused(tmp_path, "trained 'inputs.tables.4.weight' with LazyAdam, and this run has Adagrad", optimizer=other)
     with pytest.raises(TrainingError, match="holds neither a checkpoint nor a saved model"):
@@ -145,7 +148,7 @@ def test_a_model_of_other_features_is_refused(tmp_path):
     trained(tmp_path / "1")
     model = Deep(10, 20)
     model.extra = torch.nn.Linear(2, 2)
-    with pytest.raises(TrainingError, match=r"has no 'extra.weight', which this model needs"):
+    with pytest.raises(TrainingError, match=r"have no 'extra.\w+'; they are of another model"):
         Trainer(model, progress=False).fit(day(10, 20), start_from=tmp_path / "1")
     model = Deep(10, 20)
     del model.inputs.tables
@@ -162,8 +165,9 @@ def log(users, items, seed=0, n=300):
     return Log({"user": user, "item": item, "click": (user + item) % 2.0}, SCHEMA)
 
 
+@pytest.mark.parametrize("by", ["hand", "grown"])
 @pytest.mark.parametrize("source", ["checkpoint", "bundle"])
-def test_from_raw_rows_of_one_day_to_those_of_the_next(source, tmp_path):
+def test_from_raw_rows_of_one_day_to_those_of_the_next(source, by, tmp_path):
     """Ids of old values and their vectors stay, whatever values are new; an encoder fitted anew is refused."""
     first = log(np.arange(100, 120), np.arange(500, 530))
     second = log(np.arange(90, 125), np.arange(480, 540), seed=1)
@@ -174,7 +178,7 @@ def test_from_raw_rows_of_one_day_to_those_of_the_next(source, tmp_path):
     model.save(tmp_path / "bundle")
 
     later = encoder.grown(second)
-    grown = DeepFM(later.schema, dim=4, hidden=(8,))
+    grown = DeepFM(later.schema, dim=4, hidden=(8,)) if by == "hand" else model.grown(later)
     none = {"epochs": 1, "lr": 0.0, "batch_size": 999, "progress": False}
     with pytest.warns(UserWarning, match="did not move"):
         Trainer(grown, **none).fit(second, start_from=tmp_path / source)
@@ -192,10 +196,11 @@ def both(*models):
     return [(m, dict(m.named_parameters())["inputs.tables.4.weight"]) for m in models]
 
 
-def test_an_arena_is_cut_by_the_old_sizes():
-    from recstack.training.incremental import _grown_state
-
-    arena = Arena({"a": 4, "b": 5}, 1, 0.1)
-    was = torch.arange(6.0)  # padding, a: 2 rows, b: 3 rows
-    got = _grown_state(arena, {"a": 3, "b": 4}, was, torch.full((8,), -1.0))
-    assert got.tolist() == [-1, 1, 2, -1, 3, 4, 5, -1]
+def test_tables_in_another_order_are_refused(tmp_path):
+    trained(tmp_path / "1")
+    model = Deep(10, 20)
+    features = [Categorical("item", "item", size=20), Categorical("user", "user", size=10), Numeric("x", "item")]
+    model.inputs = Inputs(Schema(features, [Task("click")]), 4)
+    settings = {"optimizer": OPTIMIZER, "progress": False}
+    with pytest.raises(TrainingError, match="has the tables user, item in this order"):
+        Trainer(model, **settings).fit(day(10, 20), start_from=tmp_path / "1")

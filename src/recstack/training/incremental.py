@@ -13,23 +13,17 @@ from torch import Tensor, nn
 
 from recstack import bundle
 from recstack.bundle import Bundle, Piece
-from recstack.errors import TrainingError
+from recstack.errors import SchemaError, TrainingError
+from recstack.features.tables import Arena, carry, load_grown
 from recstack.schema import Categorical
 from recstack.training import checkpoints
 from recstack.training.optimizers import RowOptimizer
 from recstack.training.turns import Turn
 
-Sizes = Mapping[str, Mapping[str, int]]
-
-
-def arenas(model: nn.Module) -> dict[str, Any]:
-    """The modules that hold several tables in one weight, by path."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Embedding) and hasattr(m, "sizes")}
-
 
 def tables(model: nn.Module) -> dict[str, dict[str, int]]:
     """{path of an arena: {table: rows, padding included}}, in the order of their rows."""
-    return {path: dict(arena.sizes) for path, arena in arenas(model).items()}
+    return {path: dict(m.sizes) for path, m in model.named_modules() if isinstance(m, Arena)}
 
 
 def vocabularies(schema: Any) -> dict[str, dict[str, Any]]:
@@ -64,9 +58,16 @@ def start(folder: str | Path, model: nn.Module, turns: Sequence[Turn]) -> None:
     if saved is None or "model" not in saved.pieces:
         raise TrainingError(f"start_from={str(folder)!r} holds neither a checkpoint nor a saved model.")
     _check_values(model, saved)
-    model.load_state_dict(grown_weights(model, saved))
+    state, own = dict(saved.piece("model").tensors), model.state_dict()
+    for name in state:
+        if name not in own:
+            raise _unfit(saved, f"has {name!r}, which this model does not have")
+    try:
+        sizes = load_grown(model, state)  # type: ignore[arg-type]
+    except SchemaError as e:
+        raise TrainingError(f"start_from={str(saved.path)!r} does not fit: {e}") from e
     if "optimizers-0" in saved.pieces:
-        _load_state(model, saved, turns)
+        _load_state(model, saved, turns, sizes)
 
 
 def _check_values(model: nn.Module, saved: Bundle) -> None:
@@ -86,42 +87,17 @@ def _check_values(model: nn.Module, saved: Bundle) -> None:
             )
 
 
-def grown_weights(model: nn.Module, saved: Bundle) -> dict[str, Tensor]:
-    """A state of `model` with every saved weight; rows that were not there yet are as they are in `model`.
-
-    Buffers of 32-bit integers are left as they are: those describe the data, as the edges of a graph do.
-    """
-    old: Mapping[str, Any] = saved.piece("model").tensors
-    own, kept = model.state_dict(), dict(model.named_buffers())
-    rowwise = {f"{path}.{t}".lstrip(".") for path, sizes in tables(model).items() for t in sizes} | {*kept}
-    out: dict[str, Tensor] = {}
-    for name, now in own.items():
-        if name in kept and now.dtype == torch.int32:
-            out[name] = now
-            continue
-        was = old.get(name)
-        if was is None:
-            raise _unfit(saved, f"has no {name!r}, which this model needs")
-        if name in rowwise and was.shape != now.shape and was.shape[1:] == now.shape[1:]:
-            if len(was) > len(now):
-                raise TrainingError(
-                    f"{name!r} has {len(now):,} rows, and {len(was):,} in {str(saved.path)!r}: a table can grow and not "
-                    "shrink, for ids would change their meaning. Use encoder.grown(log) of the encoder of that run."
-                )
-            was = torch.cat([was.to(now.dtype), now[len(was) :].cpu()])
-        if was.shape != now.shape:
-            raise _unfit(saved, f"has {name!r} of shape {list(was.shape)}, and this model {list(now.shape)}")
-        out[name] = was
-    for name in old:
-        if name not in own:
-            raise _unfit(saved, f"has {name!r}, which this model does not have")
-    return out
-
-
-def _load_state(model: nn.Module, saved: Bundle, turns: Sequence[Turn]) -> None:
+def _load_state(model: nn.Module, saved: Bundle, turns: Sequence[Turn], sizes: Mapping[str, Mapping[str, int]]) -> None:
     before = saved.meta["settings"]["optimizers"]
     classes = {(key.rpartition("/")[0], n): g["class"] for key, g in before.items() for n in g["parameters"]}
-    homes = {f"{path}.weight".lstrip("."): (path, arena) for path, arena in arenas(model).items()}
+    homes = {
+        f"{path}.weight".lstrip("."): (path, m) for path, m in model.named_modules() if isinstance(m, nn.Embedding)
+    }
+    for path, was in saved.meta["tables"].items():
+        if list(was) != list(sizes[path]):
+            raise _unfit(
+                saved, f"has the tables {', '.join(was)} in this order; declare their features in the same one"
+            )
     for i, turn in enumerate(turns):
         for group in turn.groups:
             for name in group.params:
@@ -139,10 +115,9 @@ def _load_state(model: nn.Module, saved: Bundle, turns: Sequence[Turn]) -> None:
             key, _, name = full.partition(":")
             group = next(g for g in turn.groups if name in g.params)
             if name in homes and tensor.dim():
-                path, arena = homes[name]
-                tensor = _grown_state(
-                    arena, saved.meta["tables"][path], tensor, _fresh(group.optimizer, group.params[name], key)
-                )
+                path, table = homes[name]
+                old, tensor = tensor, _fresh(group.optimizer, group.params[name], key)
+                carry(table, old, sizes[path], tensor)
             state[full] = tensor
         checkpoints.unpack(turn.groups, Piece(piece.class_path, piece.config, state))
 
@@ -153,14 +128,6 @@ def _fresh(optimizer: torch.optim.Optimizer, p: nn.Parameter, key: str) -> Tenso
         group = next(g for g in optimizer.param_groups if any(p is q for q in g["params"]))
         return optimizer.begin(p.detach(), group)[key].cpu()
     return torch.zeros(p.shape, dtype=p.dtype)
-
-
-def _grown_state(arena: Any, sizes: Mapping[str, int], was: Tensor, fresh: Tensor) -> Tensor:
-    views, begin = arena.tables(fresh), 1
-    for table, size in sizes.items():
-        views[table][: size - 1] = was[begin:][: size - 1]
-        begin += size - 1
-    return fresh
 
 
 def _unfit(saved: Bundle, what: str) -> TrainingError:
