@@ -288,3 +288,52 @@ def test_nothing_outlives_its_graph():
     inputs(testing.batch(testing.schema(), 3, 2)).flat().sum().backward()
     gc.collect()
     assert len(_alive) == 0
+
+
+# -- under the Trainer --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "lazy_adam", "adam"])
+def test_a_resumed_run_has_the_same_owners_weights_and_state(tmp_path, optimizer):
+    from recstack.training import Trainer
+
+    def trainer(model, epochs, folder):
+        choice = {"embedding": optimizer, "default": "adam"}
+        return Trainer(model, optimizer=choice, epochs=epochs, checkpoint=tmp_path / folder, progress=False)
+
+    def model():
+        torch.manual_seed(0)
+        return DeepFM(schema(), dim=4, hidden=(8,))
+
+    some = batches(8)
+    whole, parts = model(), model()
+    trainer(whole, 2, "whole").fit(some)
+    trainer(parts, 1, "parts").fit(some)
+    torch.manual_seed(99)
+    parts = DeepFM(schema(), dim=4, hidden=(8,))
+    trainer(parts, 2, "parts").fit(some, resume=True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(parts.state_dict()[name], value), name
+    assert int(whole.inputs.tables.arena("query").codes["query"].table.state["clock"][0]) >= 16
+
+
+def test_the_optimiser_knows_nothing_of_the_owner_before():
+    """A row that changes hands has the state that it had before its first step; others keep theirs."""
+    from recstack.training import Trainer
+
+    ids = lambda *q: {"item": torch.ones(len(q), 1).int(), "query": torch.tensor(q).int(), "x": torch.ones(len(q)), "click@label": torch.ones(len(q), 1)}  # noqa: E731  # fmt: skip
+    one = Schema([f if f.name != "query" else Categorical("query", "context", size=HUGE, rows=2, evict="lru") for f in schema().features], [Task("click")])  # fmt: skip
+    norms = {}
+    for name, some in {"taken over": [ids(50), ids(60), ids(60), ids(70)], "new": [ids(60), ids(60), ids(70)]}.items():
+        torch.manual_seed(0)
+        model = DeepFM(one, dim=4, hidden=(8,))
+        trainer = Trainer(model, optimizer={"embedding": "rowwise_adagrad", "default": "adam"}, lr={"embedding": 0.1, "default": 1e-4}, epochs=1, progress=False)  # fmt: skip
+        trainer.fit(some)
+        with torch.no_grad():
+            norms[name] = model.first_order.inputs.tables.gather([Ask("query", torch.tensor([70, 60, 50]))])[
+                0
+            ].flatten()
+            oov = model.first_order.inputs.tables.gather([Ask("query", torch.tensor([1]))])[0].flatten()
+    # the first step of row-wise Adagrad is lr · sign(g), whatever the gradient: 70 made one, in a row that 50 had
+    assert norms["taken over"][0].item() == pytest.approx(0.1, abs=0.01)
+    assert norms["new"][0].item() == pytest.approx(0.1, abs=0.01)
+    assert norms["taken over"][1].item() > 0.11
+    assert norms["taken over"][2] == oov

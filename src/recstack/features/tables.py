@@ -386,16 +386,18 @@ class Tables(ByName):
                 calls.setdefault((home, pooled, mean), []).append(_Look(i, part, ids, offsets, mean))
         found: list[list[Tensor | Cut]] = [[] for _ in asks]
         for (home, pooled, mean), looks in calls.items():
-            index = self._index(arenas[home], looks, asks)
+            index, groups = self._index(arenas[home], looks, asks)
             offsets = _joined([look.offsets for look in looks]) if pooled else None  # type: ignore[misc]
             vectors = arenas[home](_shared(index, offsets, mean, own=len(looks) > 1))
-            if index.dim() == 2:
-                for k, look in enumerate(looks):
-                    found[look.ask].append(Cut(vectors, k, tuple(look.ids.shape)))
-                continue
-            counts = [look.offsets.shape[0] - 1 if pooled else look.ids.numel() for look in looks]  # type: ignore[union-attr]
-            for look, part in zip(looks, vectors.split(counts) if len(looks) > 1 else [vectors], strict=True):
-                found[look.ask].append(part if pooled else part.view(*look.ids.shape, part.shape[-1]))
+            rows = [g[0].offsets.shape[0] - 1 if pooled else g[0].ids.numel() * len(g) for g in groups]  # type: ignore[union-attr]
+            for group, part in zip(groups, vectors.split(rows) if len(groups) > 1 else [vectors], strict=True):
+                if len(group) > 1:
+                    block = part.view(-1, len(group), part.shape[-1])
+                    for k, look in enumerate(group):
+                        found[look.ask].append(Cut(block, k, tuple(look.ids.shape)))
+                else:
+                    (look,) = group
+                    found[look.ask].append(part if pooled else part.view(*look.ids.shape, part.shape[-1]))
         return [self._vector(ask, parts) for ask, parts in zip(asks, found, strict=True)]
 
     def _vector(self, ask: Ask, parts: list[Tensor | Cut]) -> Tensor | Cut:
@@ -407,28 +409,37 @@ class Tables(ByName):
         late = ask.offsets is not None and (several or arena.short)
         return _bags(vector, ask.ids, ask.offsets, ask.mean) if late else vector  # type: ignore[arg-type]
 
-    def _index(self, arena: Arena, looks: list[_Look], asks: list[Ask]) -> Tensor:
-        """Rows of the arena: ``[n, k]`` for k lookups of n single ids, else flat, lookup by lookup.
+    def _index(self, arena: Arena, looks: list[_Look], asks: list[Ask]) -> tuple[Tensor, list[list[_Look]]]:
+        """Rows of the arena, flat, and the lookups in the order in which they lie there, group by group.
 
+        Lookups of n single ids are a group: k of them are rows ``[n, k]``, made and read by a few operations for all.
         Ids of tables without a code are checked on the way.
         """
-        flat = [look.ids.reshape(-1) for look in looks]
-        first = flat[0]
-        alike = all(ids.shape == first.shape and ids.dtype == first.dtype for ids in flat[1:])
-        if not alike or len(flat) == 1 or looks[0].offsets is not None or torch.compiler.is_compiling():
-            for look, ids in zip(looks, flat, strict=True):
-                if asks[look.ask].table not in arena.codes:
-                    check_ids(ids, asks[look.ask].column or look.part, arena.sizes[look.part])
-            rows = [_placed(ids, arena.start[look.part]) for look, ids in zip(looks, flat, strict=True)]
-            return torch.cat(rows) if len(rows) > 1 else rows[0]
-        block = torch.stack(flat, 1)  # many columns of one length: a few operations for all of them
-        if block.device.type == "cpu" and block.numel():
-            low, high = block.aminmax(dim=0)
-            if bool(((low < 0) | (high >= torch.tensor([arena.sizes[look.part] for look in looks]))).any()):
-                for look, ids in zip(looks, flat, strict=True):
-                    check_ids(ids, asks[look.ask].column or look.part, arena.sizes[look.part])
-        start = torch.tensor([arena.start[look.part] for look in looks], dtype=block.dtype, device=block.device)
-        return block + start * (block > 0)
+        groups: dict[Any, list[_Look]] = {}
+        for j, look in enumerate(looks):
+            single = look.offsets is None and not torch.compiler.is_compiling()
+            groups.setdefault((look.ids.numel(), look.ids.dtype) if single else j, []).append(look)
+        parts = []
+        for group in groups.values():
+            if len(group) == 1:
+                (look,) = group
+                self._check(arena, look, asks[look.ask])
+                parts.append(_placed(look.ids.reshape(-1), arena.start[look.part]))
+                continue
+            block = torch.stack([look.ids.reshape(-1) for look in group], 1)
+            if block.device.type == "cpu" and block.numel():
+                low, high = block.aminmax(dim=0)
+                if bool(((low < 0) | (high >= torch.tensor([arena.sizes[look.part] for look in group]))).any()):
+                    for look in group:
+                        self._check(arena, look, asks[look.ask])
+            start = torch.tensor([arena.start[look.part] for look in group], dtype=block.dtype, device=block.device)
+            parts.append((block + start * (block > 0)).view(-1))
+        return torch.cat(parts) if len(parts) > 1 else parts[0], list(groups.values())
+
+    @staticmethod
+    def _check(arena: Arena, look: _Look, ask: Ask) -> None:
+        if ask.table not in arena.codes:
+            check_ids(look.ids, ask.column or look.part, arena.sizes[look.part])
 
 
 def _placed(ids: Tensor, start: int) -> Tensor:

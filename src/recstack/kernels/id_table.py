@@ -101,7 +101,9 @@ class IdTable:
             keys, order = torch.sort(self.state["keys"][owned])
             row = self.state["row"][owned].long()[order]
             self._sorted = torch.cat([keys, keys.new_tensor([LAST])]), torch.cat([row, row.new_tensor([1])])
-        keys, row = (t.to(ids.device) for t in self._sorted)
+        if self._sorted[0].device != ids.device:
+            self._sorted = self._sorted[0].to(ids.device), self._sorted[1].to(ids.device)
+        keys, row = self._sorted
         ids = ids.long()
         at = torch.searchsorted(keys, ids)
         return torch.where(keys[at] == ids, row[at], ids.clamp(max=1))
