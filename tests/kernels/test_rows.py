@@ -225,6 +225,13 @@ def test_stochastic_rounding_is_the_same_in_the_loop_and_in_the_torch_lines(monk
     assert not torch.equal(fast, again)
 
 
+def test_rows_of_a_bf16_table_are_widened_exactly():
+    table, rows = torch.randn(30, 5).bfloat16(), torch.tensor([0, 3, 4, 29])
+    table[3, :3] = torch.tensor([torch.inf, -0.0, torch.nan])
+    for t in (table, table.t().contiguous().t()):
+        assert torch.equal(kernel.widened(t, rows).view(torch.int32), table[rows].float().view(torch.int32))
+
+
 def test_rowwise_adagrad_by_hand():
     w, total = torch.ones(3, 2), torch.tensor([0.0, 1.0, 2.0])
     kernel.rowwise_adagrad_(w, total, torch.tensor([2]), torch.tensor([[3.0, 4.0]]), 0.5, 0.0)

@@ -319,6 +319,15 @@ def _subtract(weight: Tensor, rows: Tensor, at: Tensor | None, step: Tensor) -> 
     weight[at] = weight[at] - step  # not -=, which would subtract twice where a row comes twice
 
 
+def widened(table: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a table that is narrower than float32, as float32 [n, D]."""
+    if table.dtype != torch.bfloat16 or table.device.type != "cpu" or not table.is_contiguous():
+        return table[rows].float()
+    wide = torch.empty(len(rows), table.shape[1])
+    _run(_widen, rows, None, wide.view(torch.int32), (table.view(torch.int16),), ())
+    return wide
+
+
 def narrow_(table: Tensor, rows: Tensor, wide: Tensor, step: int) -> None:
     r"""Write float32 rows [n, D] into a narrower table [N, D]: into bf16 by stochastic rounding, others to the nearest.
 
@@ -581,6 +590,14 @@ def _sgd(rows, at, grad, weight, lr):
         w = at[i]
         for d in range(grad.shape[1]):
             weight[w, d] -= lr * grad[i, d]
+
+
+def _widen(rows, at, bits, table):
+    for i in range(len(rows)):
+        _prefetch(table, rows[min(i + AHEAD, len(rows) - 1)])
+        r = rows[i]
+        for d in range(bits.shape[1]):
+            bits[i, d] = np.int32(table[r, d]) << 16
 
 
 def _narrow(rows, at, bits, table, step):

@@ -47,7 +47,7 @@ class RowOptimizer(torch.optim.Optimizer):
                     self.update(table, None, state, rows, grad, group)
                     continue
                 state["step"] = state.get("step", 0) + 1
-                wide = table[rows].float()
+                wide = kernel.widened(table, rows)
                 self.update(wide, torch.arange(len(rows), device=rows.device), state, rows, grad, group)
                 kernel.narrow_(table, rows, wide, state["step"])
         return loss
