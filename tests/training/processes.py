@@ -138,7 +138,8 @@ def at_step(model: nn.Module, step: int, what: Any) -> None:
 
 
 def laws(folder: Path, rank: int) -> None:
-    """Every case; what each process ends with, and what it held while it trained. Then `begun` and `stopped`."""
+    """Every case; what each process ends with, and what it held while it trained. Then it goes on from
+    the checkpoints that `begun` and `killed` left, and `stopped`."""
     for case in CASES:
         trainer, train, valid = made(case)
         held: dict[str, int] = {}
@@ -151,6 +152,8 @@ def laws(folder: Path, rank: int) -> None:
         )
     weights, _ = run("sharded", resume=True, checkpoint=folder / "begun")
     save_file(weights, folder / f"begun.{rank}")
+    weights, _ = run("sharded", resume=True, checkpoint=folder / "checkpoints", checkpoint_every=3)
+    save_file(weights, folder / f"resumed.{rank}")
     stopped(folder, rank)
 
 
@@ -192,11 +195,6 @@ def failing(folder: Path, rank: int) -> None:
     if rank == 1:
         at_step(trainer.model, 3, lambda: 1 / 0)
     trainer.fit(train, valid)
-
-
-def resumed(folder: Path, rank: int) -> None:
-    weights, _ = run("sharded", resume=True, checkpoint=folder / "checkpoints", checkpoint_every=3)
-    save_file(weights, folder / f"resumed.{rank}")
 
 
 if __name__ == "__main__":

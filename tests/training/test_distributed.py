@@ -34,6 +34,9 @@ def trained(tmp_path_factory):
     """What two processes made of every case."""
     folder = tmp_path_factory.mktemp("laws")
     processes.begun(folder)
+    (code, err), (other, _) = processes.ended(processes.start(2, "killed", folder))
+    (folder / "killed").write_text(f"{code} {other} {err}")
+    shutil.copytree(folder / "checkpoints", folder / "one" / "checkpoints")
     for code, err in processes.ended(processes.start(2, "laws", folder)):
         assert code == 0, err
     return folder
@@ -84,18 +87,15 @@ def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_bit_for_bit(train
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_named_and_the_run_goes_on_with_two_or_one(tmp_path):
-    (code, err), (other, _) = processes.ended(processes.start(2, "killed", tmp_path))
-    assert (code, other) == (1, -9)
+def test_a_killed_process_is_named_and_the_run_goes_on_with_two_or_one(trained):
+    code, other, err = (trained / "killed").read_text().split(maxsplit=2)
+    assert (code, other) == ("1", "-9")
     message = err.strip().splitlines()[-1]
     assert "Process 1 of 2 vanished" in message
     assert "step-000000012' with fit(resume=True)" in message  # the 15th batch was not finished
-    shutil.copytree(tmp_path / "checkpoints", tmp_path / "one" / "checkpoints")
-    for code, err in processes.ended(processes.start(2, "resumed", tmp_path)):
-        assert code == 0, err
-    alone, _ = processes.run("sharded", resume=True, checkpoint=tmp_path / "one" / "checkpoints", checkpoint_every=3)
+    alone, _ = processes.run("sharded", resume=True, checkpoint=trained / "one" / "checkpoints", checkpoint_every=3)
     whole, _ = processes.run("sharded")
-    for weights in (alone, load_file(tmp_path / "resumed.0"), load_file(tmp_path / "resumed.1")):
+    for weights in (alone, load_file(trained / "resumed.0"), load_file(trained / "resumed.1")):
         for name, value in whole.items():
             torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-5)
 
