@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import polars as pl
@@ -221,6 +222,22 @@ def test_a_second_call_reads_no_rows_and_an_altered_file_is_noticed(tmp_path, mo
     other = prepare(tmp_path / "a", SCHEMA, cache=tmp_path / "c")
     assert other.digest != first.digest
     same(other, Encoder(SCHEMA).fit(log := Log(events(1), SCHEMA)).encode(log))
+
+
+def test_two_who_prepare_the_same_at_once_encode_it_once(tmp_path, monkeypatch):
+    write(events(), tmp_path / "a")
+    calls, encode = [], rs.data.preparation.encode_files
+
+    def counted(*args, **options):
+        calls.append(1)
+        return encode(*args, **options)
+
+    monkeypatch.setattr(rs.data.preparation, "encode_files", counted)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: prepare(tmp_path / "a", SCHEMA, cache=tmp_path / "c"), range(4)))
+    assert len(calls) == 1
+    for other in made[1:]:
+        same(other, made[0])
 
 
 @pytest.mark.parametrize(

@@ -88,20 +88,23 @@ class Loader:
         self.block, self.window = block, window
         self.columns, self.batch_size, self.shuffle, self.seed = columns, batch_size, shuffle, seed
         self.negatives, self.drop_last, self.prefetch, self.times = negatives, drop_last, prefetch, times
-        self._requests = np.arange(columns.n_requests)
+        self._requests: np.ndarray | None = (
+            None  # which are loaded; None for all: of data beyond memory no list is kept
+        )
         if negatives:
             self._prepare_negatives(catalog or columns.catalog, negative_power)
-        if len(self._requests) < self.world:
+        self._total = columns.n_requests if self._requests is None else len(self._requests)
+        if self._total < self.world:
             raise DataError(
                 f"{columns!r} has no {'positive ' if negatives else ''}rows to load."
-                if not len(self._requests)
-                else f"{columns!r} has {len(self._requests)} rows to load for {self.world} ranks; each needs one."
+                if not self._total
+                else f"{columns!r} has {self._total} rows to load for {self.world} ranks; each needs one."
             )
         self._epoch = self._step = self._resume = 0
 
     def __len__(self) -> int:
         """Batches per epoch, the same on every rank."""
-        full, rest = divmod(len(self._requests), self.batch_size)
+        full, rest = divmod(self._total, self.batch_size)
         return full + (rest > 0 and not self.drop_last and (rest >= self.world or not full))
 
     # -- position -----------------------------------------------------------------------------------------------------
@@ -115,7 +118,7 @@ class Loader:
             "step": self._step,
             "seed": self.seed,
             "batch_size": self.batch_size,
-            "requests": len(self._requests),
+            "requests": self._total,
             "data": self.columns.digest,
             "shuffle": [self.shuffle, self.block, self.window] if self.shuffle == "blocks" else self.shuffle,
             "negatives": self.negatives,
@@ -156,12 +159,13 @@ class Loader:
         if self.shuffle == "blocks":
             return InBlocks(self, epoch)
         if self.shuffle:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self._requests)
+            which = self._total if self._requests is None else self._requests
+            order = np.random.default_rng((self.seed, epoch)).permutation(which)
             return Shuffled(self.columns.index(order) if isinstance(self.columns, Resident) else order)
         return InPlace(self)
 
     def _batch(self, order: InPlace | InBlocks | Shuffled, epoch: int, step: int) -> Batch:
-        start, total = step * self.batch_size, len(self._requests)
+        start, total = step * self.batch_size, self._total
         stop = start + self.batch_size
         if stop > total or (total - stop < self.world and not self.drop_last):
             stop = total  # the last batch, with those that are too few for one of their own
@@ -252,7 +256,7 @@ class InPlace:
     """Requests as they lie: slices, which copy nothing, or positives among them. What has passed is given back."""
 
     def __init__(self, loader: Loader) -> None:
-        self.columns, self.requests = loader.columns, loader._requests if loader.negatives else None
+        self.columns, self.requests = loader.columns, loader._requests
         self.span, self.passed = loader.block * loader.window, 0
 
     def take(self, start: int, stop: int) -> slice | np.ndarray:
@@ -280,7 +284,7 @@ class InBlocks:
 
     def __init__(self, loader: Loader, epoch: int) -> None:
         self.columns, self.requests, self.block = loader.columns, loader._requests, loader.block
-        total = len(self.requests)
+        self.total = total = loader._total
         self.key = (loader.seed, epoch)
         self.blocks = np.random.default_rng(self.key).permutation(-(-total // loader.block))
         sizes = np.minimum(total - self.blocks * loader.block, loader.block)
@@ -304,18 +308,17 @@ class InBlocks:
         self.columns.release()
         for first, last in [*(self._runs(at) if at != self.at + 1 or at == 0 else []), *self._runs(at + 1)]:
             self.columns.wanted(first, last)
-        rows = [np.arange(b * self.block, min((b + 1) * self.block, len(self.requests))) for b in self._of(at)]
+        rows = [np.arange(b * self.block, min((b + 1) * self.block, self.total)) for b in self._of(at)]
         chosen = np.random.default_rng((*self.key, at)).permutation(np.concatenate(rows))
-        self.at, self.order = at, self.requests[chosen]
+        self.at, self.order = at, chosen if self.requests is None else self.requests[chosen]
 
     def _of(self, at: int) -> np.ndarray:
         return self.blocks[at * self.window : (at + 1) * self.window] if at >= 0 else self.blocks[:0]
 
     def _runs(self, at: int) -> list[tuple[int, int]]:
         """Where the blocks of a window lie, in requests."""
-        last = len(self.requests) - 1
-        of = [(b * self.block, min((b + 1) * self.block - 1, last)) for b in self._of(at).tolist()]
-        return [(int(self.requests[a]), int(self.requests[b]) + 1) for a, b in of]
+        of = [(b * self.block, min((b + 1) * self.block, self.total)) for b in self._of(at).tolist()]
+        return of if self.requests is None else [(int(self.requests[a]), int(self.requests[b - 1]) + 1) for a, b in of]
 
 
 def staged(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

@@ -195,6 +195,8 @@ def encode_files(
     rows: int = ROWS,
 ) -> Encoder:
     """`prepare` without the cache: the store in `folder`, its encoder in `folder`/encoder. Returns the encoder."""
+    for killed in folder.glob(".text.*"):
+        shutil.rmtree(killed, ignore_errors=True)
     draft = Path(tempfile.mkdtemp(prefix=".text.", dir=folder))
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
