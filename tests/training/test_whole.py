@@ -50,7 +50,7 @@ def options(**more):
 def test_a_raw_log_is_learned_from_and_measured():
     train = log()
     m = model(train)
-    t = Trainer(m, monitor="auc", **options(epochs=24))
+    t = Trainer(m, monitor="auc", **options(epochs=12))
     result = t.fit(train, log(300, 1))
     assert result.best["value"] > 0.8
     assert t.evaluate(log(300, 1))["click/auc"] == result.best["value"]  # the weights are the best ones
@@ -154,7 +154,7 @@ def test_a_spoiled_feature_is_named():
 def test_bf16_and_accumulation_learn_too():
     train = log()
     t = Trainer(
-        model(train), precision="bf16", accumulate=2, batch_size=32, epochs=24, lr=options()["lr"], progress=False
+        model(train), precision="bf16", accumulate=2, batch_size=32, epochs=12, lr=options()["lr"], progress=False
     )
     t.fit(train)
     assert t.evaluate(log(300, 1))["click/auc"] > 0.8
