@@ -90,9 +90,11 @@ def outcome(trainer: Trainer, result: FitResult) -> tuple[dict[str, Tensor], dic
     return weights, {"epochs": result.epochs, "best": result.best, "steps": result.steps}
 
 
-def run(case: str, resume: bool = False, **more: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def run(
+    case: str, resume: bool = False, start_from: Path | None = None, **more: Any
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     trainer, train, valid = made(case, **more)
-    return outcome(trainer, trainer.fit(train, valid, resume=resume))
+    return outcome(trainer, trainer.fit(train, valid, resume=resume, start_from=start_from))
 
 
 # -- a group of processes ---------------------------------------------------------------------------------------------
@@ -152,13 +154,16 @@ def laws(folder: Path, rank: int) -> None:
         )
     weights, _ = run("sharded", resume=True, checkpoint=folder / "begun")
     save_file(weights, folder / f"begun.{rank}")
+    weights, _ = run("sharded dense", start_from=folder / "before")
+    save_file(weights, folder / f"after.{rank}")
     weights, _ = run("sharded", resume=True, checkpoint=folder / "checkpoints", checkpoint_every=3)
     save_file(weights, folder / f"resumed.{rank}")
     stopped(folder, rank)
 
 
 def begun(folder: Path) -> None:
-    """A checkpoint in the second epoch of a run of one process."""
+    """A checkpoint in the second epoch of a run of one process, and those of a whole run to start another from."""
+    run("sharded dense", epochs=1, checkpoint=folder / "before")
     trainer, train, valid = made("sharded", checkpoint=folder / "begun")
     at_step(trainer.model, 15, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert trainer.fit(train, valid).steps == 15

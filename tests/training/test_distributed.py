@@ -75,10 +75,12 @@ def test_a_process_holds_its_rows_of_sharded_tables_only(trained):
 @pytest.mark.slow
 def test_two_processes_go_on_from_the_checkpoint_of_one(trained):
     whole, _ = processes.run("sharded")
+    anew, _ = processes.run("sharded dense", start_from=trained / "before")
     for rank in (0, 1):
-        own = load_file(trained / f"begun.{rank}")
-        for name, value in whole.items():
-            torch.testing.assert_close(own[name], value, rtol=1e-5, atol=1e-5)
+        for what, expected in (("begun", whole), ("after", anew)):
+            own = load_file(trained / f"{what}.{rank}")
+            for name, value in expected.items():
+                torch.testing.assert_close(own[name], value, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -120,6 +120,7 @@ class World:
         pulse = _Pulse(self.rank, self.size)
         try:
             yield
+            self.any(False)  # nobody hangs up before all have heard the last word
         except Lost as e:
             raise TrainingError(f"{pulse.verdict(str(e))} {_way_on(folder)}") from e
         except BaseException as e:
