@@ -12,7 +12,6 @@ distinct rows are asked of their owners, and their summed gradients go back to t
 from __future__ import annotations
 
 import copy
-import logging
 import os
 import threading
 import time
@@ -36,8 +35,6 @@ from recstack.kernels.rows import Rows, coalesced, dense_gather
 from recstack.nn import mlp
 from recstack.training.batches import Batch, requests
 from recstack.training.optimizers import assign, clip
-
-logger = logging.getLogger("recstack.training")
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 BEAT_SECONDS = 0.5  # how often a process says that it lives
@@ -71,8 +68,9 @@ class World:
             elif all(name in os.environ for name in TORCHRUN):
                 self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             elif wanted:
+                missing = next(name for name in TORCHRUN if name not in os.environ)
                 raise ConfigError(
-                    f"distributed=True needs a process group or torchrun, and {TORCHRUN[0]} is not set. Start the "
+                    f"distributed=True needs a process group or torchrun, and {missing} is not set. Start the "
                     "program with: torchrun --standalone --nproc-per-node 2 program.py"
                 )
         self.group: Any = None
