@@ -422,7 +422,7 @@ def test_a_truncated_store(tmp_path):
     SCHEMA.save(tmp_path / "schema.yaml")
     asked = ["--data", tmp_path / "events.parquet", "--schema", tmp_path / "schema.yaml"]
     assert run("prepare", *asked, "--out", tmp_path / "store").code == 0
-    array = tmp_path / "store" / "train" / "user.i32.npy"
+    (array,) = (tmp_path / "store" / "train").glob("arrays-*/user.i32.npy")
     array.write_bytes(array.read_bytes()[:-4])
     with pytest.raises(rs.DataError, match=r"user\.i32\.npy' has \d+ bytes in place of \d+; it was truncated"):
         rs.Columns.load(tmp_path / "store" / "train")

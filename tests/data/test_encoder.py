@@ -429,3 +429,9 @@ def test_the_catalog_gives_the_same_lists_by_either_road(lists):
     raw = [None, None, *lists]
     for place, item in np.ndenumerate(ids):
         assert [g for g in encoder.decode("genre", given[place].numpy()) if g] == (raw[item] or [])
+
+
+def test_an_item_key_with_more_buckets_than_a_catalog_can_have_is_refused():
+    schema = Schema([Categorical("item", "item", buckets=1 << 30)])
+    with pytest.raises(SchemaError, match=r"'item' has 1,073,741,826 ids.*give buckets= of at most"):
+        Encoder(schema).fit(Log({"item": [1, 2]}, schema))

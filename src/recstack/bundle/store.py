@@ -125,14 +125,14 @@ def write(
 
     if not path.is_dir():
         path.mkdir(parents=True, exist_ok=True)
-        _sync_folder(path.parent)
-    with _locked(path):
+        sync_folder(path.parent)
+    with locked(path):
         token = uuid.uuid4().hex[:12]
         folder, draft = path / f"files-{token}", path / f".manifest-{token}.tmp"
         try:
             folder.mkdir()
             sums = {name: _write_file(folder / name, blocks) for name, blocks in content.items()}
-            _sync_folder(folder)
+            sync_folder(folder)
             manifest |= {"folder": folder.name, "files": sums, "pieces": entries}
             manifest["sha256"] = _fingerprint(manifest)
             _write_file(draft, [json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode()])
@@ -142,7 +142,7 @@ def write(
                 draft.unlink(missing_ok=True)
             raise
         os.replace(draft, path / _MANIFEST)
-        _sync_folder(path)  # the old files may go only when the new manifest cannot be lost any more
+        sync_folder(path)  # the old files may go only when the new manifest cannot be lost any more
         _sweep(path, keep=folder.name)
     return path
 
@@ -262,7 +262,7 @@ def _write_file(file: Path, blocks: Iterable[bytes | memoryview]) -> dict[str, A
     return {"sha256": digest.hexdigest(), "size": size}
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     if os.name == "nt":  # Windows has no handle of a folder to sync
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -273,7 +273,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """One writer at a time: the second would sweep away the files of the first. A killed writer lets go by itself."""
     if os.name == "nt":
         yield

@@ -113,7 +113,12 @@ def prepare(
         str | None, typer.Option(help="Column that groups rows into shown lists.", show_default=False)
     ] = None,
     weight: Annotated[str | None, typer.Option(help="Column with a weight per row.", show_default=False)] = None,
-    split: Annotated[str, typer.Option(help="by_time, last_per_user, leave_last_out, by_user or random.")] = "by_time",
+    split: Annotated[
+        str,
+        typer.Option(
+            help="by_time, last_per_user, leave_last_out, by_user, random, or none: all for training, encoded in parts."
+        ),
+    ] = "by_time",
     valid: Annotated[
         float | None, typer.Option(help="Fraction, or events per user, for validation.", show_default=False)
     ] = None,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recstack.bundle.store import _locked
+from recstack.bundle.store import locked
 from recstack.data.folder import Writer, read, release, wanted
 from recstack.data.store import Block, ItemStore, padded_lists
 from recstack.errors import DataError, SchemaError
@@ -361,7 +361,7 @@ class Columns:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder), Writer(folder) as writer:
+        with locked(folder), Writer(folder) as writer:
             for name, array in self.arrays().items():
                 writer.append(name, array)
             writer.finish(self.manifest())

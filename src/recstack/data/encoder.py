@@ -51,6 +51,9 @@ class Part:
     weights: np.ndarray | None
 
 
+LARGEST_CATALOG = 1 << 27  # ids of an item key; its catalog is a table with a row for each
+
+
 class Encoder:
     """Learns vocabularies and statistics from training rows, and turns raw rows into columns and batches.
 
@@ -107,6 +110,12 @@ class Encoder:
                 sizes.setdefault(f.table_name, f.bins + FIRST if isinstance(f, Numeric) else 0)
         features = [replace(f, size=sizes[f.table_name]) if is_embedded(f) else f for f in self.schema.features]  # type: ignore[type-var]
         self.schema = self.schema.replace(features=features, encoder=self)
+        key = self.schema.item
+        if key is not None and self._table(self.schema.feature(key)).size > LARGEST_CATALOG:
+            raise SchemaError(
+                f"Item key {key!r} has {self._table(self.schema.feature(key)).size:,} ids, and the catalog keeps a row of "
+                f"features for each; give buckets= of at most {LARGEST_CATALOG:,}, or none to learn a vocabulary."
+            )
 
     def _fit_catalog(self, log: Log, learning: Learning, old: Encoder | None = None) -> None:
         key = self.schema.item

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from recstack.bundle.store import _sync_folder
+from recstack.bundle.store import sync_folder
 from recstack.errors import DataError
 
 FORMAT = 2
@@ -99,7 +99,7 @@ class Writer:
                 _write(stream, json.dumps(manifest, indent=1).encode())
                 stream.flush()
                 os.fsync(stream.fileno())
-            _sync_folder(self.place)
+            sync_folder(self.place)
             os.replace(draft, self.folder / MANIFEST)
         self._done = True
         for entry in self.folder.iterdir():

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import polars as pl
 
-from recstack.bundle.store import _locked
+from recstack.bundle.store import locked
 from recstack.data import folder as folders
 from recstack.data.columns import Columns
 from recstack.data.encoder import Encoder, Part, several_users
@@ -85,7 +85,7 @@ def prepare(
     key = digest_of(paths, schema, cache, encoder, users, items, [implicit, request, weight, labels])
     folder = cache / key
     folder.mkdir(exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         if not (folder / folders.MANIFEST).exists():
             frames = [None if f is None else read_frame(f) if isinstance(f, str | Path) else f for f in (users, items)]
             options = {"implicit": implicit, "request": request, "weight": weight}

@@ -213,11 +213,23 @@ class Model(Saved, nn.Module):
         """``{task: probability, class probabilities or value}``, derived tasks included."""
         return tasks.predictions(self(batch), self.schema)
 
-    def fit(self, train: Any, valid: Any = None, *, resume: bool = False, **options: Any) -> Self:
-        """Train with ``rs.Trainer(self, **options).fit(train, valid, resume=resume)``; what it did is in `trained`."""
+    def fit(
+        self,
+        train: Any,
+        valid: Any = None,
+        *,
+        resume: bool = False,
+        start_from: str | Path | None = None,
+        **options: Any,
+    ) -> Self:
+        """Train with ``rs.Trainer(self, **options).fit(train, valid, resume=resume, start_from=start_from)``.
+
+        What it did is in `trained`.
+        """
         from recstack.training import Trainer
 
-        self.trained = Trainer(self, **{**self.trainer, **options}).fit(train, valid, resume=resume)
+        trainer = Trainer(self, **{**self.trainer, **options})
+        self.trained = trainer.fit(train, valid, resume=resume, start_from=start_from)
         return self
 
     @torch.no_grad()
@@ -458,12 +470,12 @@ class Retriever(Recommends, Model):
         names = [t.name for t in self.schema.tasks] or ["score"]
         return dict.fromkeys(names, score)
 
-    def fit(self, train: Any, valid: Any = None, *, resume: bool = False, **options: Any) -> Self:
-        """Train, and keep the users' state so that `recommend` takes raw ids."""
+    def fit(self, train: Any, valid: Any = None, **options: Any) -> Self:
+        """As `Model.fit`; keeps the users' state too, so that `recommend` takes raw ids."""
         train = self._encoded(train)
         self._remember(train)
         self.prepare(train)
-        return super().fit(self.training_columns(train), valid, resume=resume, **options)
+        return super().fit(self.training_columns(train), valid, **options)
 
     def prepare(self, train: Columns) -> None:
         """Take from the training data what is no weight, such as a graph. Nothing, unless a model needs it."""

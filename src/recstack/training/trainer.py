@@ -61,7 +61,7 @@ class FitResult:
 
     epochs: one record each: {"epoch", "step", "loss", "losses", "valid", "lr", "seconds", "rate"}.
     best: {"epoch", "monitor", "value"} of the weights that the model now has; None if nothing was monitored.
-    interrupted: whether Ctrl-C ended it; ``fit(resume=True)`` goes on.
+    interrupted: whether Ctrl-C or SIGTERM ended it; ``fit(resume=True)`` goes on.
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
