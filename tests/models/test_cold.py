@@ -50,7 +50,7 @@ def test_one_gate_for_each_group_by_the_equation():
     batch["price"] *= 50
     slots = model.inputs(batch)
     assert model.groups == ("who", "item", "price", "image", "seen")
-    wide = {n: v.unsqueeze(1).expand(4, 2, -1) for n, v in slots.request.items()} | slots.candidate
+    wide = {n: v.unsqueeze(1).expand(4, 2, -1) for n, v in slots.request.items()} | dict(slots.candidate)
     for name in ("age", "price", "image"):
         wide[name] = linear_log(wide[name])
     order = ["user", "age", "seen", "item", "price", "image"]  # what a request has once stands first

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -167,7 +167,7 @@ class Trainer:
         device: str | torch.device | None = None,
         callbacks: Iterable[Callback] = (),
         distributed: bool | None = None,
-        sharded: str | Iterable[str] = (),
+        sharded: str | Sequence[str] = (),
         timeout: float = 600.0,
     ) -> None:
         if not isinstance(model, nn.Module) or not isinstance(model, Trainable):
