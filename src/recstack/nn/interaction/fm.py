@@ -36,4 +36,5 @@ class _Pairs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (v,) = ctx.saved_tensors
-        return grad.unsqueeze(-2) * (v.sum(-2, keepdim=True) - v)
+        grad = grad.unsqueeze(-2)
+        return torch.addcmul(grad * v.sum(-2, keepdim=True), v, grad, value=-1)
