@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -124,15 +125,17 @@ def keep(record: dict[str, Any], out: Path) -> None:
 
 
 def table(path: Path) -> str:
-    """Markdown of the newest run: medians over the rounds, ratios within them."""
-    records = [json.loads(line) for line in path.read_text("utf8").splitlines()]
-    newest = records[-1]["run"]
-    records = [r for r in records if r["run"] == newest]
+    """Markdown of every run in the file: medians over the rounds, ratios within them (their geometric mean)."""
+    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in path.read_text("utf8").splitlines():
+        record = json.loads(line)
+        if record["kind"] in ("roofline", "epoch"):
+            runs[record["run"]].append(record)
+    return "\n\n".join(part for records in runs.values() for part in _parts(records))
+
+
+def _parts(records: list[dict[str, Any]]) -> Iterator[str]:
     limits = next(r for r in records if r["kind"] == "roofline")
-    lines = [
-        f"Measured limits of the machine, {limits['threads']} threads: fp32 GEMM {limits['gemm_fp32_gflops']:,.0f} GFLOP/s, "
-        f"bf16 GEMM {limits['gemm_bf16_gflops']:,.0f} GFLOP/s, copy {limits['copy_gb_per_second']:.0f} GB/s (read and write)."
-    ]
     groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for r in records:
         if r["kind"] == "epoch":
@@ -140,26 +143,25 @@ def table(path: Path) -> str:
     for (model, vocabulary), by_toolkit in groups.items():
         ours = {r["round"]: r for r in by_toolkit.get(OURS, [])}
         steps = next(iter(by_toolkit.values()))[0]["rows"] // BATCH
-        lines += [
+        lines = [
+            f"**{model}, {vocabulary:,} rows of vocabulary**: {steps} steps of {BATCH}, {len(ours)} round(s), {limits['threads']} "
+            f"threads. The machine itself in that run: fp32 GEMM {limits['gemm_fp32_gflops']:,.0f} GFLOP/s, bf16 "
+            f"{limits['gemm_bf16_gflops']:,.0f}, copying {limits['copy_gb_per_second']:.0f} GB/s, read and written.",
             "",
-            f"**{model}, {vocabulary:,} rows of vocabulary**, {steps} steps of {BATCH}, rounds: {len(ours)}",
-            "",
-            "| toolkit | samples/s | RecStack is faster by | peak memory, GB | RecStack's share | logloss | GEMM rate reached |",
+            "| toolkit | samples/s | RecStack ÷ it | peak memory, GB | RecStack ÷ it | logloss | of the GEMM rate |",
             "|---|---|---|---|---|---|---|",
         ]
-        for toolkit, runs in by_toolkit.items():
+        for toolkit in [t for t in TOOLKITS if t in by_toolkit]:
+            runs = by_toolkit[toolkit]
             both = [(ours[r["round"]], r) for r in runs if r["round"] in ours]
             speed, memory = median(r["samples_per_second"] for r in runs), median(r["peak_gb"] for r in runs)
-            cells = [toolkit, f"{speed:,.0f}"]
-            cells.append(
-                f"{geometric_mean([a['samples_per_second'] / b['samples_per_second'] for a, b in both]):.1f} ×"
-            )
-            cells.append(f"{memory:.2f}")
-            cells.append(f"{geometric_mean([a['peak_gb'] / b['peak_gb'] for a, b in both]):.2f}")
-            cells.append(f"{median(r['logloss'] for r in runs):.4f}")
+            faster = geometric_mean([a["samples_per_second"] / b["samples_per_second"] for a, b in both])
+            smaller = geometric_mean([a["peak_gb"] / b["peak_gb"] for a, b in both])
             reached = speed * flops_per_sample(model) / 1e9 / limits["gemm_fp32_gflops"]
-            lines.append("| " + " | ".join([*cells, f"{reached:.0%}"]) + " |")
-    return "\n".join(lines)
+            cells = [toolkit, f"{speed:,.0f}", f"{faster:.1f} ×", f"{memory:.2f}", f"{smaller:.2f}"]
+            cells += [f"{median(r['logloss'] for r in runs):.4f}", f"{reached:.0%}"]
+            lines.append("| " + " | ".join(cells) + " |")
+        yield "\n".join(lines)
 
 
 def main() -> None:
