@@ -97,11 +97,13 @@ def seconds_of(work: Any) -> float:
     return time.perf_counter() - begun
 
 
-def flops_per_sample(model: str) -> float:
+def flops_per_sample(model: str, toolkit: str) -> float:
     """Multiplications and additions of the dense layers, forward and backward (three times forward)."""
-    widths = [39 * 16, 400, 400, 400]
-    forward = sum(2 * a * b for a, b in pairwise(widths)) + 2 * 400
-    return 3 * (forward + (3 * 2 * (39 * 16) ** 2 if model == "DCNv2" else 0))
+    inputs = (
+        26 * 16 + 13 if toolkit.startswith(("DeepCTR", "torch-rechub")) else 39 * 16
+    )  # numbers plain, or as vectors
+    forward = sum(2 * a * b for a, b in pairwise([inputs, 400, 400, 400])) + 2 * 400
+    return 3 * (forward + (3 * 2 * inputs**2 if model == "DCNv2" else 0))
 
 
 def one(toolkit: str, model: str, vocabulary: int, steps: int, threads: int) -> dict[str, Any] | None:
@@ -157,7 +159,7 @@ def _parts(records: list[dict[str, Any]]) -> Iterator[str]:
             speed, memory = median(r["samples_per_second"] for r in runs), median(r["peak_gb"] for r in runs)
             faster = geometric_mean([a["samples_per_second"] / b["samples_per_second"] for a, b in both])
             smaller = geometric_mean([a["peak_gb"] / b["peak_gb"] for a, b in both])
-            reached = speed * flops_per_sample(model) / 1e9 / limits["gemm_fp32_gflops"]
+            reached = speed * flops_per_sample(model, toolkit) / 1e9 / limits["gemm_fp32_gflops"]
             cells = [toolkit, f"{speed:,.0f}", f"{faster:.1f} ×", f"{memory:.2f}", f"{smaller:.2f}"]
             cells += [f"{median(r['logloss'] for r in runs):.4f}", f"{reached:.0%}"]
             lines.append("| " + " | ".join(cells) + " |")
