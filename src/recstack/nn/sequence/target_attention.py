@@ -56,4 +56,4 @@ class TargetAttention(Pooling):
         return (score * live) @ sequence
 
 
-POOLINGS["attention"] = TargetAttention
+POOLINGS["attention"] = POOLINGS["target_attention"] = TargetAttention
