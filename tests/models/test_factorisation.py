@@ -300,7 +300,7 @@ def test_afm_by_the_equation():
     torch.testing.assert_close(model(batch)["click"], slow)
     found = model.strengths(batch)
     assert sum(found.values()) == pytest.approx(1, abs=1e-5)
-    assert found["user", "hour"] == pytest.approx(float((weights / weights.sum(0))[0].mean()), abs=1e-5)
+    assert found["user", "hour"] == pytest.approx(float((weights / weights.sum(0))[0].mean().detach()), abs=1e-5)
 
 
 def test_afm_strengths_are_those_of_live_rows():
