@@ -70,7 +70,9 @@ CASES = [
     Case(ranking.OPNN, {"dim": 6, "hidden": (16, 8), "norm": "layer", "dropout": 0.1}, band=0.9),
     Case(ranking.KPNN, {"dim": 6, "kernel": "vector", "hidden": (16, 8), "norm": "batch", "dropout": 0.1}, band=0.9),
     Case(ranking.KPNN, {"dim": 6, "hidden": (16, 8)}, band=0.9, exempt=SECOND, label="matrix"),
-    Case(ranking.PIN, {"dim": 6, "pair_hidden": (8, 3), "hidden": (16, 8), "norm": "batch", "dropout": 0.1}, band=0.9),
+    Case(
+        ranking.PIN, {"dim": 6, "pair_hidden": (16, 6), "hidden": (16, 8), "norm": "batch", "dropout": 0.1}, band=0.85
+    ),
     Case(
         ranking.WideDeep,
         {
