@@ -23,15 +23,17 @@ class DCNv2(Model):
 
     .. math:: x_{l+1} = x_0 \odot (W_l x_l + b_l) + x_l, \qquad z = w^\top [x_L; \mathrm{MLP}(x_0)]
 
-    Inputs ``[R, L, W]``, of any widths. Departs from the paper: batch normalisation in the MLP and the parallel form as
-    default, as the published benchmarks have them; no mixture of low-rank experts. ``structure="stacked", hidden=()`` is
-    the cross network alone.
+    With several experts the product is :math:`\sum_i g_i(x_l)\, U_l^i \tanh(C_l^i \tanh(V_l^{i\top} x_l)) + b_l`, its gate
+    :math:`g` a softmax that all layers share. Inputs ``[R, L, W]``, of any widths. Departs from the paper: batch
+    normalisation in the MLP and the parallel form as default, as the published benchmarks have them.
+    ``structure="stacked", hidden=()`` is the cross network alone.
 
     Args:
         schema: a fitted schema.
         dim: embedding width.
         layers: cross layers.
         rank: None for full matrices W; else W = U Vᵀ of that rank.
+        experts: above 1, a mixture of that many low-rank experts, each of rank `rank`; 4 in the paper.
         structure: "parallel" (both read the inputs) or "stacked" (the MLP reads the crosses).
         hidden: widths of the MLP.
         norm: "batch", "layer" or None, in the MLP.
@@ -54,6 +56,7 @@ class DCNv2(Model):
         dim: int = 10,
         layers: int = 3,
         rank: int | None = None,
+        experts: int = 1,
         structure: str = "parallel",
         hidden: Sequence[int] = (400, 400, 400),
         norm: str | None = "batch",
@@ -64,7 +67,7 @@ class DCNv2(Model):
             raise unknown("structure", structure, ("parallel", "stacked"))
         self.parallel = structure == "parallel"
         self.inputs = Inputs(schema, dim)
-        self.cross = Cross(self.inputs.width(), layers, rank)
+        self.cross = Cross(self.inputs.width(), layers, rank, experts)
         self.mlp = MLP(self.inputs.width(), hidden, norm=norm, dropout=dropout)
         self.heads = Heads(schema, self.mlp.width + self.cross.width * self.parallel)
 
