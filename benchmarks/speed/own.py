@@ -71,7 +71,7 @@ print(json.dumps([e["seconds"] / steps for e in result.epochs] + [result.seconds
 """
 
 
-def vocabulary(threads: int, rounds: int = 3) -> dict[str, Any]:
+def vocabulary(threads: int, rounds: int = 2) -> dict[str, Any]:
     """Seconds a step of DeepFM: in the third epoch, in the first, and over a whole run of three short ones; in turns."""
     found: dict[int, list[list[float]]] = {1_000_000: [], 100_000_000: []}
     for _ in range(rounds):
