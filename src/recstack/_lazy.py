@@ -52,4 +52,4 @@ def attach_models(package: str, file: str) -> tuple[Callable[[str], Any], Callab
 
 def model_classes(path: Path) -> list[str]:
     """Public classes of a file, without importing it; helpers begin with an underscore."""
-    return re.findall(r"^class ([A-Z]\w*)\(", path.read_text("utf8"), re.MULTILINE)
+    return re.findall(r"^class ([A-Za-z]\w*)\(", path.read_text("utf8"), re.MULTILINE)

@@ -28,9 +28,6 @@ from .fm import FM as FM
 from .fmfm import FmFM as FmFM
 from .fnn import FNN as FNN
 from .fwfm import FwFM as FwFM
-from .fwfm import IdWeights as IdWeights
-from .fwfm import IdVectors as IdVectors
-from .fwfm import FieldVectors as FieldVectors
 from .gdcn import GDCN as GDCN
 from .gwpfm import GwPFM as GwPFM
 from .hofm import HOFM as HOFM
@@ -50,3 +47,4 @@ from .tin import TIN as TIN
 from .twin import TWIN as TWIN
 from .widedeep import WideDeep as WideDeep
 from .wukong import Wukong as Wukong
+from .xdeepfm import xDeepFM as xDeepFM

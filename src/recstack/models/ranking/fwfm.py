@@ -64,7 +64,7 @@ class FwFM(Model):
         return by_pair(self.inputs.widths, self.pairs.weight.detach()[:, 0])
 
 
-class IdWeights(FirstOrder):
+class _IdWeights(FirstOrder):
     """LW: ``(batch, fields [..., F, D]) → [...]``, a weight for each id."""
 
     def __init__(self, schema: Schema, dim: int):
@@ -74,7 +74,7 @@ class IdWeights(FirstOrder):
         return super().forward(batch)
 
 
-class IdVectors(nn.Module):
+class _IdVectors(nn.Module):
     """FeLV: ``(batch, fields [..., F, D]) → [...]``, a vector for each id."""
 
     def __init__(self, schema: Schema, dim: int):
@@ -87,7 +87,7 @@ class IdVectors(nn.Module):
         return (fields.float() * self.inputs(once).stack().float()).sum((-2, -1))
 
 
-class FieldVectors(nn.Module):
+class _FieldVectors(nn.Module):
     """FiLV: ``(batch, fields [..., F, D]) → [...]``, a vector for each field."""
 
     def __init__(self, schema: Schema, dim: int):
@@ -99,4 +99,4 @@ class FieldVectors(nn.Module):
             return self.weights(fields.float().flatten(-2)).squeeze(-1)
 
 
-LINEAR = {"LW": IdWeights, "FeLV": IdVectors, "FiLV": FieldVectors}
+LINEAR = {"LW": _IdWeights, "FeLV": _IdVectors, "FiLV": _FieldVectors}
