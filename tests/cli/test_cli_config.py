@@ -64,7 +64,7 @@ def test_numbers_as_people_write_them(tmp_path):
         ({"trainr": {}}, "Unknown section of config.yaml: 'trainr'. Did you mean 'trainer'?"),
         ({"model": None}, "config.yaml has no section 'model'"),
         ({"model": {"dim": 4}}, "model has no name"),
-        ({"model": {"name": "DIM"}}, "Unknown model 'DIM'. Did you mean 'DIN'?"),
+        ({"model": {"name": "DeepFN"}}, "Unknown model 'DeepFN'. Did you mean 'DeepFM'?"),
         ({"model": {"name": "DIN", "hiden": [4]}}, "Unknown key in model: 'hiden'. Did you mean 'hidden'?"),
         ({"model": {"name": "DIN", "dim": "big"}}, "model.dim is 'big'; expected int."),
         ({"model": {"name": "DIN", "hidden": [4, "x"]}}, "model.hidden is [4, 'x']; expected int."),
