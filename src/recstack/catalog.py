@@ -71,7 +71,7 @@ def models(stage: str | None = None) -> list[Entry]:
         ConfigError: there is no such stage.
 
     >>> [m.name for m in models("ranking") if m.name.startswith("Deep")]
-    ['DeepFM']
+    ['DeepCrossing', 'DeepFM']
     """
     if stage is not None and stage not in STAGES:
         raise unknown("stage", stage, STAGES)
