@@ -35,8 +35,8 @@ from .lr import LR as LR
 from .masknet import MaskNet as MaskNet
 from .nfm import NFM as NFM
 from .pnn import IPNN as IPNN
-from .pnn import KPNN as KPNN
 from .pnn import OPNN as OPNN
+from .pnn import KPNN as KPNN
 from .pnn import PIN as PIN
 from .rankmixer import RankMixer as RankMixer
 from .sdim import SDIM as SDIM
