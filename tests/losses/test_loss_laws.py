@@ -9,16 +9,29 @@ from torch.testing import assert_close
 from recstack import losses
 
 R, L, C = 6, 5, 4
-CASES = {**losses.LOSSES, "gbce": partial(losses.gbce, n_items=20), "huber_2": partial(losses.huber, delta=2.0)}
+BINS = (0.0, 0.5, 0.75, 2.0)  # the last is never a label
+CASES = {
+    **losses.LOSSES,
+    "gbce": partial(losses.gbce, n_items=20),
+    "huber_2": partial(losses.huber, delta=2.0),
+    "bce_smooth": partial(losses.bce, label_smoothing=0.2),
+    "cross_entropy_smooth": partial(losses.cross_entropy, label_smoothing=0.2),
+    "focal_classes": partial(losses.focal, gamma=1.5, alpha=(0.5, 1.0, 2.0, 0.0)),
+    "focal": partial(losses.focal, gamma=1.5, alpha=0.25),
+    "ghm": partial(losses.ghm, bins=3),
+    **{name: partial(losses.LOSSES[name], values=BINS) for name in ("kl", "js", "wasserstein")},
+}
 NAMES = sorted(CASES)
+CLASSES = {"cross_entropy", "cross_entropy_smooth", "focal_classes"}
+OUTPUTS = dict.fromkeys(CLASSES | {"kl", "js", "wasserstein"}, C) | {"jrc": 2}
 
 
 def world(name, seed=0, lists=R, length=L):
     """Score and label in float64: every list has a positive and a negative, classes for the multiclass loss."""
     random = torch.Generator().manual_seed(seed)
-    shape = (lists, length, C) if name == "cross_entropy" else (lists, length)
+    shape = (lists, length, OUTPUTS[name]) if name in OUTPUTS else (lists, length)
     score = torch.randn(shape, generator=random, dtype=torch.float64)
-    if name == "cross_entropy":
+    if name in CLASSES:
         return score, torch.randint(C, (lists, length), generator=random).double()
     label = (torch.rand(lists, length, generator=random) < 0.4).double()
     label[:, 0], label[:, -1] = 1, 0
@@ -125,7 +138,15 @@ def test_great_scores_stay_finite(name):
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"cross_entropy"}))
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_of_a_hundred_right_or_wrong_stay_finite(name):
+    score, label = world(name)
+    value, gradient = value_and_gradient(CASES[name], 100 * score.float().sign(), label.float())
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(OUTPUTS)))
 def test_a_forgotten_axis_is_an_error_and_not_a_broadcast(name):
     with pytest.raises(ValueError, match=r"Score has shape \[6, 1\] and label \[6\]"):
         CASES[name](torch.zeros(6, 1), torch.zeros(6))

@@ -6,15 +6,21 @@ What stands in a dead cell (``where`` False), NaN included, touches neither valu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
-from recstack.errors import unknown
+from recstack.errors import ConfigError, unknown
+from recstack.losses.histogram import expected_value, js, kl, spread, wasserstein
+from recstack.losses.imbalance import focal, ghm, gradient_counts
+from recstack.losses.joint import bce_pairwise, jrc
 from recstack.losses.links import product_logit
 from recstack.losses.listwise import listnet, softmax
 from recstack.losses.pairwise import bpr, pairwise_hinge, pairwise_logistic
-from recstack.losses.pointwise import bce, cross_entropy, huber, mae, mse
+from recstack.losses.pointwise import bce, cross_entropy, huber, mae, mse, weighted_logistic
 from recstack.losses.sampled import full_softmax, gbce, in_batch_softmax, sampled_softmax
 
 #: Every loss that a name can choose; those that need to know more (gbce, in_batch_softmax, full_softmax) are called.
@@ -22,9 +28,15 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     loss.__name__: loss
     for loss in (
         bce,
+        bce_pairwise,
         bpr,
         cross_entropy,
+        focal,
+        ghm,
         huber,
+        jrc,
+        js,
+        kl,
         listnet,
         mae,
         mse,
@@ -32,38 +44,68 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         pairwise_logistic,
         sampled_softmax,
         softmax,
+        wasserstein,
+        weighted_logistic,
     )
 }
+#: Arguments that come with the data, and are no options.
+GIVEN = {"score", "label", "where", "weight", "log_q", "counts", "values"}
+
+Choice = str | tuple[str, Mapping[str, Any]] | Callable[..., Tensor]
 
 
-def get(loss: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The loss of that name; a function is returned as it is. Raises ConfigError, with a guess, for an unknown name.
+def get(loss: Choice) -> Callable[..., Tensor]:
+    """The loss of that name, or of a name and its options; a function is returned as it is.
+
+    Raises ConfigError, with a guess, for a name or an option that does not exist.
 
     >>> get("bce") is bce
     True
+    >>> focused = get(("focal", {"gamma": 0.0}))
     >>> get("pairwise_logistics")
     Traceback (most recent call last):
     ...
-    recstack.errors.ConfigError: Unknown loss 'pairwise_logistics'. Did you mean 'pairwise_logistic'? Known: bce, bpr, \
-cross_entropy, huber, listnet, mae, mse, pairwise_hinge, pairwise_logistic, sampled_softmax, softmax.
+    recstack.errors.ConfigError: Unknown loss 'pairwise_logistics'. Did you mean 'pairwise_logistic'? Known: bce, \
+bce_pairwise, bpr, cross_entropy, focal, ghm, huber, jrc, js, kl, listnet, mae, mse, pairwise_hinge, pairwise_logistic, \
+sampled_softmax, softmax, wasserstein, weighted_logistic.
     """
     if callable(loss):
         return loss
-    if loss not in LOSSES:
-        raise unknown("loss", loss, LOSSES)
-    return LOSSES[loss]
+    name, options = (loss, {}) if isinstance(loss, str) else _named(loss)
+    if name not in LOSSES:
+        raise unknown("loss", name, LOSSES)
+    function = LOSSES[name]
+    known = set(inspect.signature(function).parameters) - GIVEN
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of the loss {name!r}", option, known)
+    return functools.partial(function, **options) if options else function
+
+
+def _named(loss: Any) -> tuple[str, Mapping[str, Any]]:
+    if isinstance(loss, list | tuple) and len(loss) == 2 and isinstance(loss[0], str) and isinstance(loss[1], Mapping):
+        return loss[0], loss[1]
+    raise ConfigError(f'A loss is a name, or a name and its options as in ("focal", {{"gamma": 2.0}}); got {loss!r}.')
 
 
 __all__ = [
     "LOSSES",
     "bce",
+    "bce_pairwise",
     "bpr",
     "cross_entropy",
+    "expected_value",
+    "focal",
     "full_softmax",
     "gbce",
     "get",
+    "ghm",
+    "gradient_counts",
     "huber",
     "in_batch_softmax",
+    "jrc",
+    "js",
+    "kl",
     "listnet",
     "mae",
     "mse",
@@ -72,4 +114,7 @@ __all__ = [
     "product_logit",
     "sampled_softmax",
     "softmax",
+    "spread",
+    "wasserstein",
+    "weighted_logistic",
 ]

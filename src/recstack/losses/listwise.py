@@ -36,17 +36,18 @@ def listnet(score: Tensor, label: Tensor, *, where: Tensor | None = None, weight
     tensor(0.6931)
     """
     score, label, weight = clean(score, label, where, weight)
-    target = _masked(label, where).softmax(-1)
+    target = masked(label, where).softmax(-1)
     return _list_cross_entropy(score, target if where is None else target * where, where, weight)
 
 
 def _list_cross_entropy(score: Tensor, target: Tensor, where: Tensor | None, weight: Tensor) -> Tensor:
-    value = -_masked(score, where).log_softmax(-1)
+    value = -masked(score, where).log_softmax(-1)
     if where is not None:
         value = torch.where(where, value, 0)
     return weighted_mean(value, weight * target)
 
 
-def _masked(score: Tensor, where: Tensor | None) -> Tensor:
+def masked(score: Tensor, where: Tensor | None) -> Tensor:
+    """The score with the least finite number in dead cells."""
     # Not -inf: a list with nothing live would have NaN gradients.
     return score if where is None else score.masked_fill(~where, torch.finfo(score.dtype).min)

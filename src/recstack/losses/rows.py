@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 
-from recstack.errors import DataError
+from recstack.errors import ConfigError, DataError
 
 P = ParamSpec("P")
 
@@ -47,6 +48,32 @@ def clean(score: Tensor, label: Tensor, where: Tensor | None, weight: Tensor | N
     if where is not None:
         score, label, weight = (torch.where(where, x, 0) for x in (score, label, weight))
     return score, label, weight
+
+
+def clean_classes(
+    score: Tensor, label: Tensor, where: Tensor | None, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `clean`, for a score with one more axis than its label, the classes; the weight has the label's shape.
+
+    Raises DataError if the score is not one axis longer than the label.
+    """
+    if score.shape[:-1] != label.shape:
+        raise DataError(
+            f"Score has shape {list(score.shape)} and label {list(label.shape)}. "
+            "A multiclass score has the label's shape and one more axis, the classes."
+        )
+    if where is not None:
+        score = torch.where(where.expand(label.shape).unsqueeze(-1), score, 0)
+    _, label, weight = clean(score[..., 0], label, where, weight)
+    return score, label, weight
+
+
+def check(loss: str, option: str, value: Any, low: float, high: float = math.inf) -> None:
+    """Raises ConfigError, in one sentence, unless the option's value is a finite number from `low` to `high`."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not low <= value <= high:
+        due = f"from {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise ConfigError(f"Option {option} of the loss {loss!r} is a number {due}; got {value!r}.")
 
 
 def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
