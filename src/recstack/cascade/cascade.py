@@ -18,6 +18,7 @@ from recstack.cascade.lists import CandidateLists, stage_batch
 from recstack.data import Columns, Encoder, Loader, Profiles, Requests
 from recstack.data.truth import next_events
 from recstack.errors import ConfigError, DataError
+from recstack.features import tasks
 from recstack.models.base import Model, load_model
 from recstack.rules import PageContext, moved
 
@@ -186,7 +187,8 @@ class Cascade:
         """One list per positive row of `columns`: its own item, then `negatives` of what earlier stages let through for it.
 
         In a log of impressions a third of them are what the same user was shown around then and did not click. Labels
-        of the own item are the row's; all others have label 0 for binary tasks, and none for the rest.
+        of the own item are the row's; all others have label 0 for binary tasks and weighted_logistic ones, and none for
+        the rest.
         """
         model = getattr(self, stage)
         rng = np.random.default_rng(seed)
@@ -232,7 +234,7 @@ class Cascade:
         for task in model.schema.tasks:
             if task.derived:
                 continue
-            label = torch.full(ids.shape, 0.0 if task.kind == "binary" else torch.nan)
+            label = torch.full(ids.shape, task.unseen)
             own_label = columns.labels.get(task.column)
             label[:, 0] = 1.0 if own_label is None else torch.from_numpy(own_label[part])
             labels[task.column] = label
@@ -349,14 +351,17 @@ class Cascade:
         return found, known
 
     def logits(self, model: Model, batch: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | None]:
-        """The ranking task's logits ``[R, L]`` of stage `name`, and the ranker's hidden layer where the re-ranker reads it."""
+        """The ranking task's score ``[R, L]`` (of a binary task the logit) of stage `name`, and what the re-ranker may read.
+
+        That is the ranker's hidden layer, if the re-ranker reads it.
+        """
         wants = name == "ranker" and self.reranker is not None
         wants = wants and any(f.name == "hidden_ranker" for f in self.reranker.schema.by_role("pair"))  # type: ignore[union-attr]
-        task = self.task or model.schema.tasks[0].name
+        task = model.schema.task(self.task) if self.task else model.schema.tasks[0]
         if wants:
             hidden = model.hidden(batch)  # type: ignore[operator]
-            return model.heads(hidden)[task], hidden  # type: ignore[operator]
-        return model(batch)[task], None
+            return tasks.score(model.heads(hidden)[task.name], task), hidden  # type: ignore[operator]
+        return tasks.score(model(batch)[task.name], task), None
 
     @torch.no_grad()
     def pages(self, requests: Requests, k: int = 10, trace: Trace | None = None) -> Candidates:

@@ -15,7 +15,17 @@ from torch import Tensor
 
 from recstack import bundle
 from recstack.data.columns import Columns, HistoryPointers, history_batch
-from recstack.data.learning import Learning, check_shape, id_kind, list_offsets, log1p, missing, numbers, what
+from recstack.data.learning import (
+    Learning,
+    check_shape,
+    id_kind,
+    label_numbers,
+    list_offsets,
+    log1p,
+    missing,
+    numbers,
+    what,
+)
 from recstack.data.raw import KINDS, Raw
 from recstack.data.store import Block, Encoded, ItemStore
 from recstack.data.vocabulary import FIRST, OOV, Hashed, Vocabulary, pack_text, tokens, unpack_text
@@ -100,6 +110,10 @@ class Encoder:
         learning.finish()
         self.__dict__.pop("fingerprint", None)
         self._tables, self._numbers = learning.tables(), learning.statistics()
+        bins = learning.bins()
+        self.schema = self.schema.replace(
+            tasks=[replace(t, bins=bins[t.name]) if t.name in bins else t for t in self.schema.tasks]
+        )
         self._size()
 
     def _size(self) -> None:
@@ -635,17 +649,10 @@ def _labels(schema: Schema, log: Log, order: np.ndarray) -> Block:
     for task in schema.tasks:
         if task.derived or task.column in columns:
             continue
-        if not log.has(task.column):
-            if log.implicit and task.kind == "binary":
-                columns[task.column] = np.ones(len(order), np.float32)
-                continue
-            from recstack.errors import unknown
-
-            raise unknown(f"label column of task {task.name!r}", task.column, log.events.columns, SchemaError)
-        raw = log.raw(task.column)
-        if raw.offsets is not None or raw.kind in ("text", "time"):
-            raise DataError(f"Label {task.column!r} holds {what(raw)} where a number is due.")
-        y = np.full(len(raw), np.nan) if raw.kind == "null" else raw.flat().astype(np.float64)
+        if not log.has(task.column) and log.implicit and task.kind == "binary":
+            columns[task.column] = np.ones(len(order), np.float32)
+            continue
+        y = label_numbers(log, task)
         if task.kind == "binary":
             bad, due = ~(np.isnan(y) | (y == 0) | (y == 1)), "0, 1 or null"
         elif task.kind == "multiclass":

@@ -11,7 +11,7 @@ import numpy as np
 from recstack.data.raw import KINDS, Raw
 from recstack.data.vocabulary import Hashed, Vocabulary, mix64
 from recstack.errors import DataError, SchemaError
-from recstack.schema import Categorical, Feature, History, Numeric, Schema, Text, is_embedded
+from recstack.schema import Categorical, Feature, History, Numeric, Schema, Task, Text, is_embedded
 
 if TYPE_CHECKING:
     from recstack.data.log import Log
@@ -37,6 +37,7 @@ class Learning:
         self._kinds: dict[str, dict[str, str]] = {}  # by table, which feature had which kind
         self._mentioned: dict[str, np.ndarray] = {}
         self._frames: Log | None = None
+        self._labels = {t.name: Sample() for t in schema.tasks if isinstance(t.bins, int)}
         self._by_table: dict[str, list[Feature]] = {}
         for f in schema.features:
             if isinstance(f, Numeric):
@@ -63,6 +64,19 @@ class Learning:
             mentioned[rows[rows >= 0]] = True
             self._frames = log
         self._run(lambda f: log.raw(f.name) if places[f.name] == "events" else None, pool, log)
+        for name, sample in self._labels.items():
+            sample.add(self._live_labels(log, self.schema.task(name)))
+
+    def _live_labels(self, log: Log, task: Task) -> np.ndarray:
+        """The labels that a task learns from: there, and where the task that it is given has label 1."""
+        y = label_numbers(log, task)
+        live, parent = np.isfinite(y), task.given
+        while parent is not None:
+            above = self.schema.task(parent)
+            if log.has(above.column) or not log.implicit:  # rows that are positives only have label 1
+                live &= label_numbers(log, above) == 1
+            parent = above.given
+        return y[live]
 
     def finish(self) -> None:
         """Count the attributes of the users and items that were mentioned."""
@@ -141,6 +155,26 @@ class Learning:
             DataError: a transform has no rows to learn from.
         """
         return {n: _statistics(self.schema.feature(n), seen) for n, seen in self._numbers.items()}  # type: ignore[arg-type]
+
+    def bins(self) -> dict[str, tuple[float, ...]]:
+        """The values of each histogram that asked for a number of bins: the least label, and quantiles of those above it.
+
+        Watch times are mostly 0: the least stands for itself, and does not crowd out the others. Equal quantiles are one.
+
+        Raises:
+            DataError: a histogram's labels are missing, or all the same.
+        """
+        out = {}
+        for name, sample in self._labels.items():
+            task, y = self.schema.task(name), sample.values()
+            above = y[y > y.min()] if len(y) else y
+            if not len(above):
+                said = f"{y[0]:g} on all {sample.n} rows" if len(y) else "missing on all rows"
+                raise DataError(f'Label "{task.column}" is {said}; histogram {name!r} needs several values.')
+            n = task.bins - 1  # type: ignore[operator]
+            quantiles = np.quantile(above, np.arange(1, n + 1) / n)
+            out[name] = tuple(np.unique(np.append(y.min(), quantiles)).tolist())
+        return out
 
 
 class Counts:
@@ -266,6 +300,23 @@ def _statistics(feature: Numeric, seen: Moments | Sample) -> dict[str, np.ndarra
         last = np.append(grid[1:] > grid[:-1], True)  # of equal quantiles the highest: P(X <= x)
         return {"grid": grid[last], "level": level[last]}
     return {"edges": np.quantile(x, np.arange(1, feature.bins) / feature.bins)}
+
+
+def label_numbers(log: Log, task: Task) -> np.ndarray:
+    """float64 [n] of a task's label, NaN where missing.
+
+    Raises:
+        SchemaError: the column is missing.
+        DataError: it holds no numbers.
+    """
+    if not log.has(task.column):
+        from recstack.errors import unknown
+
+        raise unknown(f"label column of task {task.name!r}", task.column, log.events.columns, SchemaError)
+    raw = log.raw(task.column)
+    if raw.offsets is not None or raw.kind in ("text", "time"):
+        raise DataError(f"Label {task.column!r} holds {what(raw)} where a number is due.")
+    return np.full(len(raw), np.nan) if raw.kind == "null" else raw.flat().astype(np.float64)
 
 
 # -- what a raw column may hold -----------------------------------------------------------------------------------------

@@ -247,8 +247,8 @@ class Loader:
         if name == "@weight":
             return label[:, None].expand(-1, 1 + self.negatives)
         column = name.removesuffix("@label")
-        binary = any(t.kind == "binary" and t.column == column for t in self._rows.schema.tasks)
-        rest = torch.full((len(label), self.negatives), 0.0 if binary else torch.nan)
+        unseen = [t.unseen for t in self._rows.schema.tasks if t.column == column and not t.derived]
+        rest = torch.full((len(label), self.negatives), 0.0 if 0.0 in unseen else torch.nan)
         return torch.cat([label[:, None], rest], 1)
 
 

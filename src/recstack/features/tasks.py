@@ -5,23 +5,38 @@ Training, evaluation and models all ask here, so the rows that count in a loss a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import reduce
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from recstack import losses as loss_room
-from recstack.errors import DataError, SchemaError
+from recstack.errors import ConfigError, DataError, SchemaError
 from recstack.nn.mlp import linear
 from recstack.nn.names import ByName
 from recstack.schema import Schema, Task
 
 Batch = Mapping[str, Tensor]
 Logits = dict[str, Tensor]
-LOSS = {"binary": "bce", "regression": "mse", "multiclass": "cross_entropy"}
-METRICS = {"binary": ("auc", "logloss"), "regression": ("mae", "rmse"), "multiclass": ("accuracy",)}
+LISTS = ("bpr", "listnet", "pairwise_hinge", "pairwise_logistic", "sampled_softmax", "softmax")  # any label that orders
+#: The losses that each kind of task may choose, its usual one first.
+LOSSES = {
+    "binary": ("bce", "focal", "ghm", "bce_pairwise", "jrc", *LISTS),
+    "regression": ("mse", "mae", "huber", "weighted_logistic", *LISTS),
+    "multiclass": ("cross_entropy", "focal"),
+    "histogram": ("kl", "js", "wasserstein"),
+}
+METRICS = {
+    "binary": ("auc", "logloss"),
+    "regression": ("mae", "rmse"),
+    "multiclass": ("accuracy",),
+    "histogram": (
+        "rmse",
+        "mae",
+    ),  # what is read is a mean, and a mean has the least squared error, not the least absolute
+}
 
 
 class Target(NamedTuple):
@@ -85,8 +100,40 @@ def derive(logits: Logits, schema: Schema) -> Logits:
         if task.product is None:
             out[task.name] = logits[task.name]
         else:
-            out[task.name] = reduce(loss_room.product_logit, [logits[name] for name in task.product])
+            members = [score(logits[name], schema.task(name)) for name in task.product]
+            out[task.name] = reduce(loss_room.product_logit, members)
     return out
+
+
+def loss_name(task: Task) -> str:
+    """The name of the loss that a task chooses, or of its kind's usual one."""
+    return task.loss_name or LOSSES[task.kind][0]
+
+
+def loss(task: Task) -> Callable[..., Tensor]:
+    """The function ``(logit, label, *, where, weight)`` that a task chooses, its options bound.
+
+    Raises:
+        ConfigError: a loss, option or value that does not exist, or a loss that is not for tasks of this kind.
+    """
+    function, name = loss_room.get(task.loss or LOSSES[task.kind][0]), loss_name(task)
+    if name not in LOSSES[task.kind]:
+        raise ConfigError(
+            f"Task {task.name!r} is {task.kind}, and the loss {name!r} is not for that kind. "
+            f"Choose one of {', '.join(LOSSES[task.kind])}."
+        )
+    if name == "weighted_logistic" and task.transform is not None:
+        raise ConfigError(f"Task {task.name!r}: 'weighted_logistic' learns the value itself; drop transform='log1p'.")
+    if name == "jrc" and task.derived:
+        raise ConfigError(f"Task {task.name!r} is a product and has one logit, and the loss 'jrc' needs two.")
+    return partial(function, values=task.bins) if task.kind == "histogram" else function
+
+
+def check(schema: Schema) -> None:
+    """Try each task's loss on one row, so that a bad option is met when the model is built. Raises ConfigError."""
+    for task in schema.tasks:
+        row = torch.zeros(1, 1, device="cpu")
+        loss(task)(row if outputs(task) == 1 else row.unsqueeze(-1).expand(1, 1, outputs(task)), row)
 
 
 def losses(logits: Logits, batch: Batch, schema: Schema) -> dict[str, Tensor]:
@@ -96,23 +143,59 @@ def losses(logits: Logits, batch: Batch, schema: Schema) -> dict[str, Tensor]:
         if task.weight == 0:
             continue
         label, where, weight = target(batch, schema, task)
-        function = loss_room.get(task.loss or LOSS[task.kind])
-        out[task.name] = function(logits[task.name], label, where=where, weight=weight) * task.weight
+        out[task.name] = loss(task)(logits[task.name], label, where=where, weight=weight) * task.weight
     if not out:
         raise SchemaError("No task has a loss: declare tasks=[...], at least one with a weight above 0.")
     return out
 
 
-def link(score: Tensor, task: Task) -> Tensor:
-    """From a task's logit to what people read: a probability, class probabilities, or a value.
+def outputs(task: Task) -> int:
+    """How many numbers a row the task's logits have: ``[R, L]`` for one, else ``[R, L, outputs]``."""
+    if task.kind == "multiclass":
+        return task.classes  # type: ignore[return-value]
+    if task.kind == "histogram":
+        return len(task.bins)  # type: ignore[arg-type]
+    return 2 if loss_name(task) == "jrc" else 1
+
+
+def score(logit: Tensor, task: Task) -> Tensor:
+    """The number ``[R, L]`` by which a task's rows are ordered and measured, from its logits; multiclass ones stay.
+
+    The log-odds of a binary task, of a regression the value in the unit of its loss, the expected value of a histogram or of
+    a weighted logistic regression.
+    """
+    if task.kind == "histogram":
+        return loss_room.expected_value(logit, task.bins)  # type: ignore[arg-type]
+    if loss_name(task) == "jrc" and not task.derived:
+        return logit[..., 1] - logit[..., 0]
+    return logit.exp() if loss_name(task) == "weighted_logistic" else logit
+
+
+def lifted(plus: Tensor, task: Task) -> Tensor:
+    r"""One number a row ``[R, L]`` as logits of the task: itself, or times a direction from -½ to ½ where outputs are ordered.
+
+    Of two logits the difference is the number itself; of a histogram :math:`p_k \propto e^{s k / (K - 1)}`, more of the high values
+    the greater s is. Between classes a number cannot choose: all get it.
+    """
+    n = outputs(task)
+    if n == 1:
+        return plus
+    if task.kind == "multiclass":
+        return plus.unsqueeze(-1).expand(*plus.shape, n)
+    return plus.unsqueeze(-1) * torch.linspace(-0.5, 0.5, n, dtype=plus.dtype, device=plus.device)
+
+
+def link(logit: Tensor, task: Task) -> Tensor:
+    """From a task's logits to what people read: a probability, class probabilities, or a value.
 
     A "log1p" regression returns expm1 of the predicted mean logarithm: nearer the median than the mean.
     """
-    if task.kind == "binary":
-        return score.sigmoid()
     if task.kind == "multiclass":
-        return score.softmax(-1)
-    return score.expm1() if task.transform == "log1p" else score
+        return logit.softmax(-1)
+    value = score(logit, task)
+    if task.kind == "binary":
+        return value.sigmoid()
+    return value.expm1() if task.transform == "log1p" else value
 
 
 def predictions(logits: Logits, schema: Schema) -> dict[str, Tensor]:
@@ -146,9 +229,9 @@ def update_meters(meters: dict[str, Any], logits: Logits, batch: Batch, schema: 
     for name, one in meters.items():
         task = schema.task(name.rsplit("/", 1)[0])
         label, where, weight = target(batch, schema, task)
-        score = logits[task.name].detach()
+        value = score(logits[task.name].detach(), task)
         ids = None if group is None else group.reshape(-1, *[1] * (label.dim() - 1)).expand(label.shape)
-        one.update(score, label, where=where, weight=weight, group=ids)
+        one.update(value, label, where=where, weight=weight, group=ids)
 
 
 class Heads(nn.Module):
@@ -160,8 +243,8 @@ class Heads(nn.Module):
             number a row cannot choose between classes.
 
     Called with ``hidden [R, L, width]``, or one per task, and `plus`, a score ``[R, L]`` that a model adds (or one per
-    task); gives ``{task: float32 [R, L]}``, ``[R, L, classes]`` for multiclass. The last layer stays out of autocast:
-    in bfloat16 a thousand different logits would be left.
+    task); gives ``{task: float32 [R, L]}``, ``[R, L, outputs]`` for tasks of several outputs. The last layer stays out of
+    autocast: in bfloat16 a thousand different logits would be left.
     """
 
     def __init__(self, schema: Schema, width: int):
@@ -175,7 +258,7 @@ class Heads(nn.Module):
         self.layers = ByName()
         for task in schema.tasks:
             if not task.derived:
-                self.layers[task.name] = linear(width, task.classes or 1) if width else _Bias()
+                self.layers[task.name] = linear(width, outputs(task)) if width else _Bias(outputs(task))
 
     def forward(
         self, hidden: Tensor | Mapping[str, Tensor] | None, plus: Tensor | Mapping[str, Tensor] | None = None
@@ -189,22 +272,22 @@ class Heads(nn.Module):
             some = h if h is not None else p
             assert some is not None
             with torch.autocast(some.device.type, enabled=False):
+                more = None if p is None else lifted(p.float(), task)
                 if h is None:
-                    score = self.layers[task.name](p.float().unsqueeze(-1))  # type: ignore[union-attr]
-                else:
-                    score = self.layers[task.name](h.float())
-                    if p is not None:
-                        score = score + p.float().unsqueeze(-1)
-            logits[task.name] = score if task.kind == "multiclass" else score.squeeze(-1)
+                    logits[task.name] = self.layers[task.name](more)
+                    continue
+                out = self.layers[task.name](h.float())
+                out = out.squeeze(-1) if outputs(task) == 1 else out
+                logits[task.name] = out if more is None else out + more
         return derive(logits, self.schema)
 
 
 class _Bias(nn.Module):
-    """``plus [..., 1] → [..., 1]``."""
+    """``plus [R, L] → [R, L]``, or ``[R, L, outputs]`` as it came."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(1))
+        self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, plus: Tensor) -> Tensor:
         return plus + self.bias

@@ -48,8 +48,9 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         weighted_logistic,
     )
 }
-#: Arguments that come with the data, and are no options.
-GIVEN = {"score", "label", "where", "weight", "log_q", "counts", "values"}
+GIVEN = {"score", "label", "where", "weight", "log_q", "counts", "values"}  # arguments that come with the data
+#: The options of each loss.
+OPTIONS = {name: frozenset(inspect.signature(loss).parameters) - GIVEN for name, loss in LOSSES.items()}
 
 Choice = str | tuple[str, Mapping[str, Any]] | Callable[..., Tensor]
 
@@ -74,12 +75,10 @@ sampled_softmax, softmax, wasserstein, weighted_logistic.
     name, options = (loss, {}) if isinstance(loss, str) else _named(loss)
     if name not in LOSSES:
         raise unknown("loss", name, LOSSES)
-    function = LOSSES[name]
-    known = set(inspect.signature(function).parameters) - GIVEN
     for option in options:
-        if option not in known:
-            raise unknown(f"option of the loss {name!r}", option, known)
-    return functools.partial(function, **options) if options else function
+        if option not in OPTIONS[name]:
+            raise unknown(f"option of the loss {name!r}", option, OPTIONS[name])
+    return functools.partial(LOSSES[name], **options) if options else LOSSES[name]
 
 
 def _named(loss: Any) -> tuple[str, Mapping[str, Any]]:
@@ -90,6 +89,7 @@ def _named(loss: Any) -> tuple[str, Mapping[str, Any]]:
 
 __all__ = [
     "LOSSES",
+    "OPTIONS",
     "bce",
     "bce_pairwise",
     "bpr",

@@ -200,9 +200,10 @@ class Model(Saved, nn.Module):
             if not schema.by_role(role):
                 raise SchemaError(f"{type(self).__name__} needs a feature with role={role!r}, and none is declared.")
         self.schema = schema.require_fitted()
+        tasks.check(schema)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """``{task: float32 logit [R, L]}``, ``[R, L, C]`` for multiclass."""
+        """``{task: float32 logit [R, L]}``, ``[R, L, C]`` for tasks of several outputs (classes, bins, jrc's two)."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -467,8 +468,7 @@ class Retriever(Recommends, Model):
         vectors = self.item_vectors(flat).view(*ids.shape, -1)
         with torch.autocast(users.device.type, enabled=False):
             score = torch.einsum("rkd,rld->rlk", users.float(), vectors.float()).amax(-1)
-        names = [t.name for t in self.schema.tasks] or ["score"]
-        return dict.fromkeys(names, score)
+        return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
 
     def fit(self, train: Any, valid: Any = None, **options: Any) -> Self:
         """As `Model.fit`; keeps the users' state too, so that `recommend` takes raw ids."""

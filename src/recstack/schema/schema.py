@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 from recstack.errors import SchemaError, unknown
 from recstack.schema.features import KINDS, TABLE_OPTIONS, Categorical, Feature, History, Numeric, is_embedded
 
-TASK_KINDS = ("binary", "regression", "multiclass")
+TASK_KINDS = ("binary", "regression", "multiclass", "histogram")
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,16 @@ class Task:
 
     Args:
         name: of the output; also the label's column unless `label` says otherwise.
-        kind: "binary", "regression" or "multiclass" (then `classes`).
+        kind: "binary", "regression", "multiclass" (then `classes`) or "histogram" (then `bins`): a number, such as watch
+            time, whose distribution is predicted and whose expected value is read.
         weight: of its loss; 0 keeps the head, predicted and measured, without a loss of its own.
         given: a binary task: loss *and* metric count only where that label is 1.
         product: binary tasks that form a `given` chain; the probability, and the label, of all of them together.
         transform: "log1p" trains a regression on log(1 + y).
-        loss, metric: by name; None takes the kind's usual one.
+        bins: of a histogram: the ascending values that its bins stand for, or how many an Encoder chooses from the training
+            labels: the least, and quantiles of those above it.
+        loss: by name, or by name and options as in ``("focal", {"gamma": 2.0})``; None takes the kind's usual one.
+        metric: by name; None takes the kind's usual ones.
     """
 
     name: str
@@ -38,7 +43,8 @@ class Task:
     product: tuple[str, ...] | None = None
     transform: str | None = None
     classes: int | None = None
-    loss: str | None = None
+    bins: int | tuple[float, ...] | None = None
+    loss: str | tuple[str, dict[str, Any]] | None = field(default=None, hash=False)
     metric: str | None = None
 
     TRANSFORMS: ClassVar[tuple[str, ...]] = ("log1p",)
@@ -62,13 +68,51 @@ class Task:
             )
         if self.kind == "multiclass" and (self.classes or 0) < 2:
             raise SchemaError(f"Task {self.name!r} is multiclass; give classes=, at least 2.")
+        self._check_bins()
+        if self.loss is not None and not isinstance(self.loss, str):
+            name, options = self.loss if isinstance(self.loss, list | tuple) and len(self.loss) == 2 else (None, None)
+            if not isinstance(name, str) or not isinstance(options, dict):
+                raise SchemaError(
+                    f'Task {self.name!r}: loss= is a name, or a name and its options as in ("focal", {{"gamma": 2.0}}); '
+                    f"got {self.loss!r}."
+                )
+            options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+            object.__setattr__(self, "loss", (name, options))
         if self.weight < 0:
             raise SchemaError(f"Task {self.name!r}: weight must not be negative; got {self.weight}.")
+
+    def _check_bins(self) -> None:
+        if self.kind != "histogram":
+            if self.bins is not None:
+                raise SchemaError(f"Task {self.name!r}: bins= is for kind='histogram', and it is {self.kind}.")
+            return
+        bins = tuple(self.bins) if isinstance(self.bins, list | tuple) else self.bins
+        if isinstance(bins, tuple):
+            numbers = all(isinstance(x, int | float) and math.isfinite(x) for x in bins)
+            right = numbers and len(bins) > 1 and all(a < b for a, b in itertools.pairwise(bins))
+            object.__setattr__(self, "bins", bins)
+        else:
+            right = isinstance(bins, int) and bins > 1
+        if not right:
+            raise SchemaError(
+                f"Task {self.name!r} is a histogram; give bins=, a number of bins from 2 or their ascending values; "
+                f"got {self.bins!r}."
+            )
 
     @property
     def column(self) -> str:
         """The label's column."""
         return self.label or self.name
+
+    @property
+    def loss_name(self) -> str | None:
+        """The loss without its options."""
+        return self.loss[0] if isinstance(self.loss, tuple) else self.loss
+
+    @property
+    def unseen(self) -> float:
+        """The label of a candidate that was drawn and not shown: 0 for binary tasks and weighted_logistic, else missing."""
+        return 0.0 if self.kind == "binary" or self.loss_name == "weighted_logistic" else math.nan
 
     @property
     def derived(self) -> bool:
@@ -77,7 +121,7 @@ class Task:
 
     def to_dict(self) -> dict[str, Any]:
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in out.items()}
+        return {k: _lists(v) for k, v in out.items()}
 
 
 @dataclass(frozen=True)
@@ -156,18 +200,27 @@ class Schema:
 
     @property
     def fitted(self) -> bool:
-        """Whether every table knows its size."""
-        return all(size is not None for size in self.tables.values())
+        """Whether every table knows its size, and every histogram its bins."""
+        return all(size is not None for size in self.tables.values()) and not self._unlearned
 
     def require_fitted(self) -> Schema:
-        """Itself, or a SchemaError that names the tables without a size."""
+        """Itself, or a SchemaError that names a table without a size, or a histogram without bins."""
         missing = [name for name, size in self.tables.items() if size is None]
         if missing:
             raise SchemaError(
                 f"Table {missing[0]!r} has no size yet. Fit an Encoder and build the model from encoder.schema: "
                 "rs.Encoder(schema).fit(train).schema."
             )
+        if self._unlearned:
+            raise SchemaError(
+                f"Task {self._unlearned[0]!r} has no values for its {self.task(self._unlearned[0]).bins} bins yet. Fit an "
+                "Encoder and build the model from encoder.schema, or give the values: bins=(0, 10, 60)."
+            )
         return self
+
+    @property
+    def _unlearned(self) -> list[str]:
+        return [t.name for t in self.tasks if isinstance(t.bins, int)]
 
     # -- changing: a new schema each time --------------------------------------------------------------------------------
     def replace(self, **changes: Any) -> Schema:
@@ -331,6 +384,13 @@ class Schema:
                     raise SchemaError(
                         f"Task {t.name!r}: the chain must begin at {members[0].given!r}, on which {members[0].name!r} depends."
                     )
+
+
+def _lists(value: Any) -> Any:
+    """With lists for tuples, as files have them."""
+    if isinstance(value, dict):
+        return {k: _lists(v) for k, v in value.items()}
+    return [_lists(v) for v in value] if isinstance(value, tuple) else value
 
 
 def _only(data: dict[str, Any], known: Iterable[str], what: str) -> None:

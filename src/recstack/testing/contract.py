@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from recstack.errors import ConfigError, DataError, SchemaError, unknown
+from recstack.features import tasks
 from recstack.metrics import auc, gauc
 from recstack.models.base import CountedRetriever, Reranker, Retriever, load
 from recstack.schema import CANDIDATE_ROLES, History, Schema, is_multi
@@ -246,7 +247,7 @@ def shapes(case: Case) -> None:
                 names = [t.name for t in schema.tasks]
                 assert list(out) == (names or ["score"]), f"outputs {list(out)}, tasks {names}"
                 for t in schema.tasks:
-                    wanted = (*lead, t.classes) if t.kind == "multiclass" else lead
+                    wanted = (*lead, tasks.outputs(t)) if tasks.outputs(t) > 1 else lead
                     assert out[t.name].shape == wanted, f"{t.name}: {tuple(out[t.name].shape)}, not {wanted}"
                 for name, value in out.items():
                     assert value.dtype == torch.float32, f"{name} is {value.dtype}"

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack.errors import SchemaError
-from recstack.features import Inputs
-from recstack.features.tasks import derive
+from recstack.features import Inputs, tasks
 from recstack.models.base import Model
 from recstack.nn.mlp import MLP, linear
 from recstack.schema import Categorical, Schema
@@ -71,7 +70,7 @@ class STAR(Model):
         if not schema.tasks:
             raise SchemaError("The model has nothing to predict: the schema needs tasks=[rs.Task(...)].")
         self.domain, domains = domain.name, max(domain.size - FIRST, 0)  # type: ignore[operator]
-        self.outputs = {t.name: t.classes or 1 for t in schema.tasks if not t.derived}
+        self.outputs = {t.name: tasks.outputs(t) for t in schema.tasks if not t.derived}
         self.inputs = Inputs(schema, dim)
         self.roles = tuple(dict.fromkeys(f.role for f in schema.features if f.role != "domain"))
         if not self.roles:
@@ -97,8 +96,7 @@ class STAR(Model):
         with torch.autocast(x.device.type, enabled=False):
             score = star.float() + self.out(hidden.float())  # [R, L, outputs]
         parts = zip(self.outputs, score.split(list(self.outputs.values()), -1), strict=True)
-        kinds = {t.name: t.kind for t in self.schema.tasks}
-        return derive({n: s if kinds[n] == "multiclass" else s.squeeze(-1) for n, s in parts}, self.schema)
+        return tasks.derive({n: s.squeeze(-1) if self.outputs[n] == 1 else s for n, s in parts}, self.schema)
 
     def _network(self, parts: list[Tensor], domains: Sequence[Domain]) -> list[Tensor]:
         parts = self.norm(parts, domains)

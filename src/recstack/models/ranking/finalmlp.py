@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recstack.errors import ConfigError
-from recstack.features import Heads, Inputs
-from recstack.features.tasks import derive
+from recstack.features import Heads, Inputs, tasks
 from recstack.models.base import Model
 from recstack.nn.mlp import MLP, linear
 from recstack.nn.names import ByName
@@ -74,7 +73,7 @@ class FinalMLP(Model):
         if one % heads or two % heads:
             raise ConfigError(f"heads must divide the last width of both streams; got {heads} for {one} and {two}.")
         self.heads = Heads(schema, one + two)
-        outputs = {t.name: t.classes or 1 for t in schema.tasks if not t.derived}
+        outputs = {t.name: tasks.outputs(t) for t in schema.tasks if not t.derived}
         self.bilinear = ByName({name: _Bilinear(one, two, n, heads) for name, n in outputs.items()})
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -82,7 +81,7 @@ class FinalMLP(Model):
         seen = (x, x) if self.gates is None else [gate(batch, x) for gate in self.gates]
         one, two = (stream(part, mask) for stream, part in zip(self.streams, seen, strict=True))
         logits = self.heads(torch.cat([one, two], -1))
-        return derive(
+        return tasks.derive(
             logits | {name: logits[name] + form(one, two) for name, form in self.bilinear.items()}, self.schema
         )
 

@@ -103,9 +103,9 @@ class FinalNet(Model):
 def _distance(score: Tensor, teacher: Tensor, batch: Mapping[str, Tensor], schema: Schema, task: Task) -> Tensor:
     """The loss of a task's kind against what the `teacher`'s logit says, on the rows that the task learns from."""
     _, where, weight = tasks.target(batch, schema, task)
-    if task.kind == "binary":
+    if tasks.outputs(task) == 1 and task.kind == "binary":
         value = loss_room.bce(score, teacher.sigmoid(), where=where, weight=weight)
-    elif task.kind == "regression":
+    elif tasks.outputs(task) == 1:
         value = loss_room.mse(score, teacher, where=where, weight=weight)
     else:
         live = where.float() if weight is None else torch.where(where, weight, 0)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recstack import losses
-from recstack.features import Heads, Inputs
-from recstack.features.tasks import target
+from recstack.features import Heads, Inputs, tasks
 from recstack.models.base import Reranker
 from recstack.nn.mlp import linear, split_linear
 from recstack.nn.sequence import Pooling
@@ -91,8 +90,7 @@ class PRM(Reranker):
         for task in self.schema.tasks:
             if task.weight == 0:
                 continue
-            label, where, weight = target(batch, self.schema, task)
-            usual = "mse" if task.kind == "regression" else "cross_entropy"
-            loss = losses.get(task.loss or ("softmax" if task.kind == "binary" else usual))
+            label, where, weight = tasks.target(batch, self.schema, task)
+            loss = losses.softmax if task.loss is None and task.kind == "binary" else tasks.loss(task)
             out[task.name] = loss(logits[task.name], label, where=where, weight=weight) * task.weight
         return out

@@ -114,7 +114,8 @@ class LightGCN(Retriever):
         return F.embedding(self._ids(batch, self.item), self.smoothed()[1])
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return dict.fromkeys([t.name for t in self.schema.tasks] or ["score"], self._score(batch))
+        score = self._score(batch)
+        return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         if not self.propagation.columns.numel():
