@@ -33,6 +33,32 @@ def edges(model):
 
 CASES = [
     Case(ranking.LR, {}, testing.schema(tasks=FUNNEL), band=0.2),
+    Case(
+        ranking.GBDT,
+        {
+            "objective": "rank_xendcg",
+            "trees": 40,
+            "lr": 0.2,
+            "leaves": 8,
+            "min_rows": 10,
+            "l2": 0.1,
+            "smoothing": 5.0,
+            "patience": 5,
+            "seed": 3,
+        },
+        lists=5,
+        band=0.8,
+        exempt={"requests_only": "it ranks the candidates of a request, and there each has one"},
+        label="ranker",
+    ),
+    Case(
+        ranking.GBDT,
+        {"trees": 30, "lr": 0.3},
+        testing.schema(tasks=MANY),
+        band=0.9,
+        exempt=SECOND,
+        label="classifier",
+    ),
     Case(ranking.FM, {"dim": 6}, testing.schema(tasks=FUNNEL), band=0.9),
     Case(ranking.FFM, {"dim": 4}, testing.schema(tasks=FUNNEL), band=0.9),
     Case(ranking.FwFM, {"dim": 6, "linear": "LW"}, testing.schema(tasks=FUNNEL), band=0.9),

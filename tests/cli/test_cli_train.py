@@ -64,6 +64,16 @@ def test_a_counted_model_is_counted(invoke, configure, size, tmp_path):
     assert json.loads(result.stdout)["test"]["metrics"]["ndcg@10"] > 0
 
 
+def test_trees_are_grown(invoke, configure, size, tmp_path):
+    path = configure(model={"name": "GBDT", "trees": 5}, trainer=None)
+    result = invoke("train", path, "--json")
+    assert result.exit_code == 0, result.stderr
+    train, valid, test = rs.split.by_time(rs.simulator.simulate(**size).log())
+    due = rs.ranking.GBDT(rs.Encoder(train.schema).fit(train).schema, trees=5).fit(train, valid)
+    np.testing.assert_array_equal(rs.load(tmp_path / "out").score(test)["click"], due.score(test)["click"])
+    assert "click/auc" in json.loads(result.stdout)["test"]["metrics"]
+
+
 def test_a_store_is_trained_like_the_files_behind_it(invoke, configure, market, tmp_path):
     files = {"events": "events.parquet", "users": "users.csv", "items": "items.csv"}
     files = {n: str(market.folder / f) for n, f in files.items()}

@@ -170,11 +170,14 @@ class Cascade:
             retriever.profiles = self.profiles
 
     def _train(self, name: str, data: CandidateLists, options: Mapping[str, Any], seed: int, status: Callable) -> None:
-        options = {"batch_size": 64, "epochs": 1, "seed": seed, "progress": False, **options}
+        model = getattr(self, name)
+        given, options = options, {"batch_size": 64, "epochs": 1, "seed": seed, "progress": False, **options}
         with status(f"Training the {name.replace('_', '-')} on {data.n_rows:,} candidates of {len(data):,} requests"):
             from recstack.training import Trainer
 
-            model = getattr(self, name)
+            if not model.gradients:
+                model.fit(Loader(data, BLOCK, times=True), **given)  # type: ignore[arg-type]
+                return
             batch_size = options.pop("batch_size")
             loader = Loader(data, batch_size, shuffle=True, seed=seed)  # type: ignore[arg-type]
             Trainer(model, **options).fit(loader)

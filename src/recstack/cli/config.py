@@ -130,6 +130,11 @@ def is_counted(cls: type) -> bool:
     return issubclass(cls, CountedRetriever)
 
 
+def has_trainer(cls: type) -> bool:
+    """Whether it learns step by step, by the Trainer; others count, or grow trees."""
+    return getattr(cls, "gradients", not is_counted(cls))
+
+
 # -- a file to start from ---------------------------------------------------------------------------------------------
 EXTRA_DATA = {"multitask": "tasks: funnel", "multidomain": "domains: 3", "reranking": "lists: true"}
 
@@ -159,7 +164,7 @@ def template(name: str) -> str:
         f"  name: {entry.name}",
         *_defaults(cls, ("schema",)),
     ]
-    if not is_counted(cls):
+    if has_trainer(cls):
         from recstack.training import Trainer
 
         lines += ["trainer:", *_defaults(Trainer, OWN_TRAINER, getattr(cls, "trainer", {}))]

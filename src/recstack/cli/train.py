@@ -32,11 +32,11 @@ def train(path: Path, out: Path | None, resume: bool, as_text: bool) -> None:
         raise ConfigError("model has no name; `recstack models` lists them.")
     cls = configs.model_class(catalog.model(name))
     options = configs.arguments(cls, {k: v for k, v in given.items() if k != "name"}, "model", leave=["schema"])
-    if configs.is_counted(cls):
+    if not configs.has_trainer(cls):
         if "trainer" in config:
-            raise ConfigError(f"{name} counts and is not trained step by step; leave out the section 'trainer'.")
+            raise ConfigError(f"{name} is not trained step by step; leave out the section 'trainer'.")
         if resume:
-            raise ConfigError(f"{name} counts in one pass, so there is nothing to resume; leave out --resume.")
+            raise ConfigError(f"{name} is made in one pass, so there is nothing to resume; leave out --resume.")
     trainer = _trainer_options(config)
     if out is None:
         if not isinstance(config.get("out"), str):
@@ -101,6 +101,10 @@ def _fitted(
         model = cls(**options)
         with status(f"Counting: {cls.__name__}"):
             return model.fit(_encoded(source.train, source)), None
+    if not configs.has_trainer(cls):
+        model = cls(source.encoder.schema, **options)
+        with status(f"Fitting: {cls.__name__}"):
+            return model.fit(_encoded(source.train, source), _encoded(source.valid, source)), None
     torch.manual_seed(trainer.get("seed", 0))  # the weights it starts from
     model = cls(source.encoder.schema, **options)
     if not resume and checkpoints.is_dir() and any(checkpoints.iterdir()):

@@ -105,7 +105,13 @@ class Case:
 
 @torch.no_grad()
 def wake(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model with weights of ordinary size, and running statistics from a few batches of its schema."""
+    """The model with weights of ordinary size, and running statistics from a few batches of its schema.
+
+    One without gradients is what its data makes of it: it is fitted on a planted world.
+    """
+    if not getattr(model, "gradients", True):
+        world = World(model.schema)  # type: ignore[arg-type]
+        return model.fit([world.batch(100, 2, seed + i) for i in range(4)])  # type: ignore[operator]
     g = torch.Generator().manual_seed(seed)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for p in model.parameters():
@@ -128,6 +134,7 @@ class Law:
     function: Callable[[Case], None]
     slow: bool = False
     applies: Callable[[Case], bool] = lambda case: True
+    gradients: bool = False  # says nothing of a model without gradients
 
     def __call__(self, case: Case) -> None:
         self.function(case)
@@ -146,11 +153,12 @@ def _law(
     slow: bool = False,
     register: dict[str, Law] = LAWS,
     applies: Callable[[Case], bool] = lambda case: True,
+    gradients: bool = False,
 ) -> Any:
     """Put a function into the register under its own name."""
 
     def put(f: Callable[[Case], None]) -> Callable[[Case], None]:
-        register[f.__name__] = Law(f.__name__, f, slow, applies)
+        register[f.__name__] = Law(f.__name__, f, slow, applies, gradients)
         return f
 
     return put if function is None else put(function)
@@ -168,6 +176,8 @@ def laws(case: Case) -> list[Law]:
     for name in case.exempt:
         if name not in known:
             raise unknown("law", name, known)
+    gradients = getattr(case.model, "gradients", True)
+    known = {n: law for n, law in known.items() if gradients or not law.gradients}
     return [law for law in known.values() if law.name not in case.exempt and law.applies(case)]
 
 
@@ -216,6 +226,9 @@ def _draws(model: Any, some: Batch) -> bool:
 
 
 def _gradients(model: Any, some: Batch) -> dict[str, Tensor]:
+    """By name of the parameter; of a model that has none (trees), nothing."""
+    if not model.gradients:
+        return {}
     model.zero_grad(set_to_none=True)
     _total(model, some).backward()
     return {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -261,7 +274,7 @@ def shapes(case: Case) -> None:
                     assert ((chance >= 0) & (chance <= 1)).all(), f"predicted {t.name} is no probability"
 
 
-@_law
+@_law(gradients=True)
 def gradients(case: Case) -> None:
     """Every parameter gets a gradient, finite and not all zero."""
     model, some = case.build(), case.batch(16, 3, mask=True)
@@ -274,7 +287,7 @@ def gradients(case: Case) -> None:
     assert not dead, f"no gradient reaches {dead}"
 
 
-@_law
+@_law(gradients=True)
 def reads_every_column(case: Case) -> None:
     """Changing any declared column changes what comes out."""
     model, schema = case.build(), case.declared
@@ -471,7 +484,7 @@ def names(case: Case) -> None:
 
 
 # -- building, saving -------------------------------------------------------------------------------------------------
-@_law
+@_law(gradients=True)
 def same_seed(case: Case) -> None:
     """The same seed gives the same weights, another seed others."""
     a, b, c = (case.build(seed=s, awake=False).state_dict() for s in (3, 3, 4))
@@ -519,7 +532,7 @@ def _plain(value: Any) -> Any:
     return (value.func, value.args, value.keywords) if hasattr(value, "func") else value
 
 
-@_law
+@_law(gradients=True)
 def optimiser_groups(case: Case) -> None:
     """Each parameter falls into exactly one optimiser group; the embedding group holds tables, and only tables."""
     from recstack.training.optimizers import route
@@ -533,7 +546,7 @@ def optimiser_groups(case: Case) -> None:
 
 
 # -- precision, compilers ---------------------------------------------------------------------------------------------
-@_law
+@_law(gradients=True)
 def bfloat16(case: Case) -> None:
     """Under bfloat16 autocast scores stay float32 and near, losses and gradients finite."""
     model, some = case.build(), case.batch(8, 3)
@@ -549,7 +562,7 @@ def bfloat16(case: Case) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters()), "a gradient is not finite"
 
 
-@_law(slow=True)
+@_law(slow=True, gradients=True)
 def compiled(case: Case) -> None:
     """`torch.compile` (the tracer; kernels are torch's business) gives what eager gives, for two shapes."""
     model = case.build()
@@ -560,7 +573,7 @@ def compiled(case: Case) -> None:
     torch.compiler.reset()
 
 
-@_law(slow=True)
+@_law(slow=True, gradients=True)
 def exported(case: Case) -> None:
     """`torch.export` with symbolic R, L and history length gives what eager gives."""
     model, schema = case.build(), case.declared
@@ -600,8 +613,10 @@ def learns(case: Case) -> None:
     lists = case.lists or (5 if issubclass(case.model, Reranker) else 1)
     rows, test, truth = _lessons(schema, lists)
     model = case.build(schema, awake=False).train()
-    optimizer = torch.optim.Adam(model.parameters(), RATE)
-    for step in range(STEPS):
+    if not model.gradients:
+        model.fit(rows)
+    optimizer = torch.optim.Adam(model.parameters(), RATE) if model.gradients else None
+    for step in range(STEPS if optimizer else 0):
         optimizer.zero_grad()
         torch.stack(list(model.losses(rows[step % len(rows)]).values())).sum().backward()
         optimizer.step()

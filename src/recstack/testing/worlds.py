@@ -46,7 +46,8 @@ class World:
         self.domain = next((f.name for f in schema.by_role("domain") if f.name in single), None)
         g = torch.Generator().manual_seed(seed)
         self.quality = torch.rand(self._size(self.item), generator=g) * 4 - 2
-        self.side = {n: _sides(self._size(n), g) for n in {self.item, self.user, self.domain} - {None}}
+        decisive = dict.fromkeys((self.item, self.user, self.domain))  # in an order that does not hang on the names
+        self.side = {n: _sides(self._size(n), g) for n in decisive if n is not None}
 
     def _size(self, name: str) -> int:
         return self.schema.feature(name).size  # type: ignore[attr-defined]

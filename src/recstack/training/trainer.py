@@ -240,6 +240,10 @@ class Trainer:
             TrainingError: a loss that is not finite, naming what caused it; a checkpoint of another model or settings, or
                 one that could not be written: the run stops, and those before it are whole.
         """
+        if not getattr(self.model, "gradients", True):
+            raise ConfigError(
+                f"{type(self.model).__name__} has no gradients to train by; call its own fit(train, valid)."
+            )
         if self.monitor is not None and valid is None:
             raise ConfigError(f"monitor={self.monitor!r} watches validation data; pass valid=.")
         if resume and self.checkpoints is None:
