@@ -23,7 +23,8 @@ class ContextNet(Model):
     .. math:: c_f = P_f\,\mathrm{ReLU}(A e + a) + p_f, \qquad m_f = x_f \odot c_f, \qquad
         x'_f = \mathrm{LN}(W_2\,\mathrm{ReLU}(W_1 m_f) + m_f)
 
-    Fields ``[R, L, F, dim]``, e all embeddings behind each other. Each block has its own weights. "pffn" is the block
+    Fields ``[R, L, F, dim]``, e all embeddings behind each other: every block reads its context from the raw embeddings, and
+    only what it refines comes from the block before. Each block has its own weights. "pffn" is the block
     above, "sffn" the single layer :math:`\mathrm{LN}(W m_f)`. Embeddings start a hundred times larger than elsewhere,
     because the products of tiny ones would vanish.
 

@@ -28,7 +28,8 @@ class EDCN(Model):
 
     The gates :math:`g = \mathrm{softmax}(\theta / \tau)` weigh the fields, for the first layer those of the embeddings
     (:math:`c_0 = c'_1`); batch normalisation follows them. Fields ``[R, L, F, dim]``; the MLP's layers are F·dim wide.
-    "attention" weighs the two branches by a softmax over one score of each.
+    "attention" weighs the two branches by a softmax over one score of each, so that their weights add up to one; the public
+    code takes its softmax over the width of each branch.
 
     Args:
         schema: a fitted schema.
