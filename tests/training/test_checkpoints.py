@@ -298,7 +298,7 @@ def test_a_run_ends_when_its_last_checkpoint_is_on_the_disk(tmp_path, monkeypatc
     monkeypatch.setattr(Checkpoints, "_write", slow)
     run(tmp_path)
     assert order[-1] == ("written", 48)
-    assert writers() == before
+    assert not writers() - before  # a writer of an earlier test may end meanwhile
 
 
 class Full:
