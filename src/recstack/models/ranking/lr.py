@@ -23,6 +23,10 @@ class LR(Model):
     Logits ``[R, L]``; each task has its own weights. Departs from the paper: ids are features of their own instead of
     statistics of them; lists and histories count with the mean of their weights; L2 is the optimiser's business.
 
+    ``fit(train, optimizer=("ftrl", {"l1": 0.5}))`` is FTRL-proximal (McMahan et al., KDD 2013,
+    https://doi.org/10.1145/2487575.2488200): weights whose gradients do not agree are exactly zero. The gradients are means over
+    a batch, so the `l1` that fits depends on the number of steps, not of rows.
+
     Args:
         schema: a fitted schema, its tasks binary or regressions.
 
