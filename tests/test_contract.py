@@ -12,7 +12,7 @@ from recstack._lazy import model_classes
 from recstack.testing import laws
 
 RUNS = [
-    pytest.param(law, case, id=f"{case}-{law.name}", marks=[pytest.mark.slow] if law.slow else [])
+    pytest.param(law, case, id=f"{case}-{law.name}", marks=[pytest.mark.slow] if law.slow or case.label else [])
     for case in CASES
     for law in laws(case)
 ]

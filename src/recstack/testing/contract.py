@@ -562,24 +562,48 @@ def bfloat16(case: Case) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters()), "a gradient is not finite"
 
 
+def _short(case: Case) -> Schema:
+    """Its schema with the keys, histories, and one feature of each further kind: tracing takes seconds, by the feature."""
+    schema = case.declared
+    named = {n for v in case.options.values() for n in np.ravel(np.asarray(v, dtype=object)) if isinstance(n, str)}
+    keep = {schema.user, schema.item, *named, *(n for h in schema.histories for n in (h.name, *h.of))}
+    kinds = {(f.kind, is_multi(f)) for f in schema.features if f.name in keep}
+    for f in schema.features:
+        if f.role in ("domain", "pair") or (f.kind, is_multi(f)) not in kinds:
+            keep.add(f.name)
+            kinds.add((f.kind, is_multi(f)))
+    return schema.replace(features=[f for f in schema.features if f.name in keep])
+
+
 @_law(slow=True, gradients=True)
 def compiled(case: Case) -> None:
-    """`torch.compile` (the tracer; kernels are torch's business) gives what eager gives, for two shapes."""
-    model = case.build()
-    fast = torch.compile(case.build(), backend="eager", dynamic=True)
-    for requests, candidates in ((3, 2), (4, 5)):
-        some = case.batch(requests, candidates)
-        _same(fast(some), model(some), f"compiled at R={requests}, L={candidates}")
+    """`torch.compile` (the tracer; kernels are torch's business) gives what eager gives; another shape is not traced anew."""
+    schema, graphs = _short(case), []
+    model = case.build(schema)
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
     torch.compiler.reset()
+    fast, traced = torch.compile(case.build(schema), backend=backend, dynamic=True), 0
+    # No size equals another's, or R = 3 would be taken for the width of a vector of three.
+    for requests, candidates in ((11, 17), (4, 7)):
+        some = batch(schema, requests, candidates)
+        _same(fast(some), model(some), f"compiled at R={requests}, L={candidates}")
+        traced = traced or len(graphs)
+    torch.compiler.reset()
+    assert len(graphs) == traced, f"{len(graphs) - traced} graphs were made anew for another shape"
 
 
 @_law(slow=True, gradients=True)
 def exported(case: Case) -> None:
     """`torch.export` with symbolic R, L and history length gives what eager gives."""
-    model, schema = case.build(), case.declared
+    schema = _short(case)
+    model = case.build(schema)
 
     def inputs(requests: int, candidates: int, steps: int) -> Batch:
-        some = case.batch(requests, candidates, seed=requests, mask=True, steps=steps)
+        some = batch(schema, requests, candidates, requests, mask=True, steps=steps)
         some = {k: v for k, v in some.items() if not k.endswith("@label")}
         return some if schema.by_role(*CANDIDATE_ROLES) else {k: v for k, v in some.items() if k != "@mask"}
 
@@ -606,7 +630,7 @@ def _lessons(schema: Schema, lists: int) -> tuple[list[Batch], Batch, dict[str, 
     return [world.batch(REQUESTS // lists, lists, seed) for seed in range(50)], test, world.truth(test)
 
 
-@_law
+@_law(slow=True)
 def learns(case: Case) -> None:
     """In a few hundred steps of Adam it learns what the planted world lets it know."""
     schema = batches.keys_only(case.declared, case.model.needs)
