@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import recstack
 from recstack import catalog
 from recstack.errors import (
     BundleError,
@@ -41,6 +42,11 @@ def test_version(invoke):
     import recstack
 
     assert invoke("--version").stdout.strip() == recstack.__version__
+
+
+def test_the_package_runs_as_the_script():
+    done = subprocess.run([sys.executable, "-m", "recstack", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith(recstack.__version__)
 
 
 def test_help_and_models_import_neither_torch_nor_polars():
