@@ -55,6 +55,18 @@ def test_the_catalogue_reads_what_python_sees(entry):
             assert option.default is None or eval(option.default, dict(module)) == parameter.default
 
 
+def test_the_equation_is_that_of_the_docstring():
+    assert catalog.model("FM").equation == (r"z = b + \sum_i w_i x_i + \sum_{i<j} \langle v_i, v_j \rangle x_i x_j")
+    missing = [e.name for e in ENTRIES if not e.equation]
+    assert not missing
+    assert catalog.model("DLRM").equation.splitlines()[0].startswith(r"e_0 = \mathrm{MLP}")  # two lines, as written
+
+
+def test_what_was_measured_is_of_models_that_exist():
+    assert set(catalog.measured()) <= {e.name for e in ENTRIES}
+    assert catalog.model("DeepFM").measured[0].startswith("Frappe_x1: test AUC")
+
+
 def test_entries_are_plain_values():
     rows = [e.to_dict() for e in ENTRIES]
     again = json.loads(json.dumps(rows))

@@ -1,13 +1,16 @@
 """The catalogue of models: read from their files, nothing imported and nothing registered.
 
 A model exists because its file does. What the catalogue says comes from three places in the file: the module's docstring
-(title, authors, venue, year, link), the class's docstring (what it is, how it departs from the paper) and the
-constructor's signature (options and defaults).
+(title, authors, venue, year, link), the class's docstring (what it is, its equation, how it departs from the paper) and the
+constructor's signature (options and defaults). What was measured of it stands in ``models/measured.json``, which
+``benchmarks/measured.py`` writes from the results.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
+import json
 import re
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -50,8 +53,10 @@ class Entry:
     link: str | None
     module: str
     summary: str
+    equation: str | None
     departs: str | None
     options: tuple[Option, ...]
+    measured: tuple[str, ...] = ()
 
     @property
     def call(self) -> str:
@@ -123,8 +128,10 @@ def read(path: Path) -> list[Entry]:
             link=link,
             module=f"recstack.models.{path.parent.name}.{path.stem}",
             summary=_first(ast.get_docstring(classes[name]) or ""),
+            equation=_equation(ast.get_docstring(classes[name]) or ""),
             departs=_departs(ast.get_docstring(classes[name]) or ""),
             options=_options(classes[name], classes, source),
+            measured=tuple(measured().get(name, ())),
         )
         for name in model_classes(path)
     ]
@@ -149,6 +156,19 @@ def _first(docstring: str) -> str:
     """The first sentence."""
     line = _line(docstring.split("\n\n")[0])
     return re.split(r"(?<=[.!?:]) (?=[A-Z])", line)[0]
+
+
+def _equation(docstring: str) -> str | None:
+    """The first one, in LaTeX: what stands behind ``.. math::`` and in the lines that are further in."""
+    found = re.search(r"^\.\. math::(.*(?:\n(?:[ \t]+.*|[ \t]*(?=\n[ \t])))*)", docstring, re.MULTILINE)
+    return inspect.cleandoc(found[1].strip("\n")).strip() or None if found else None
+
+
+@cache
+def measured() -> dict[str, list[str]]:
+    """{model: figures in words}, of those that were measured."""
+    path = MODELS / "measured.json"
+    return json.loads(path.read_text("utf8")) if path.exists() else {}
 
 
 def _departs(docstring: str) -> str | None:
@@ -199,8 +219,10 @@ def page() -> str:
             when = " ".join(str(x) for x in (e.venue, e.year) if x)
             paper = f"[{e.title}]({e.link})" if e.link else e.title
             out += [f"### {e.name}", _markdown(e.summary), ", ".join(x for x in (paper, e.authors, when) if x) + "."]
+            out += [f"```latex\n{e.equation}\n```"] if e.equation else []
             out += [_markdown(e.departs)] if e.departs else []
             out += ["\n".join(["```text", *_wrapped(e), "```"])]
+            out += ["Measured: " + "; ".join(e.measured) + "."] if e.measured else []
     return "\n\n".join(out) + "\n"
 
 

@@ -282,14 +282,14 @@ def models(
     if as_json:
         emit_json([m.to_dict() for m in found])
         return
-    emit_table(["model", "stage", "paper", "venue", "link"], [_row(m) for m in found])
+    emit_table(["model", "stage", "paper", "venue", "measured", "link"], [_row(m) for m in found])
     if sys.stdout.isatty():
-        note("`recstack train --print-config MODEL` prints a file to start from.")
+        note("`--json` adds equation and options; `recstack train --print-config MODEL` prints a file to start from.")
 
 
 def _row(entry: Any) -> list[str]:
     venue = " ".join(str(v) for v in (entry.venue, entry.year) if v)
-    return [entry.name, entry.stage, entry.title, venue, entry.link or ""]
+    return [entry.name, entry.stage, entry.title, venue, "; ".join(entry.measured), entry.link or ""]
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
