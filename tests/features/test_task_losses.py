@@ -36,7 +36,7 @@ def logits_of(declared: Schema, *lead: int) -> dict[str, torch.Tensor]:
     return tasks.derive(random, declared)
 
 
-# -- losses by name -----------------------------------------------------------------------------------------------------
+# -- losses by name ---------------------------------------------------------------------------------------------------
 def test_the_loss_of_a_task_is_its_function_on_its_rows():
     declared = schema(*KINDS)
     batch = testing.batch(declared, 6, 5, mask=True, weight=True, missing=0.2)
@@ -122,7 +122,7 @@ def test_a_product_has_one_logit():
         tasks.check(schema(*declared))
 
 
-# -- the task itself ----------------------------------------------------------------------------------------------------
+# -- the task itself --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -156,7 +156,7 @@ def test_bins_that_nobody_has_learned_are_named():
         ranking.LR(schema(Task("watch", kind="histogram", bins=8)))
 
 
-# -- heads, links and metrics -------------------------------------------------------------------------------------------
+# -- heads, links and metrics -----------------------------------------------------------------------------------------
 def test_every_kind_has_its_link():
     declared = schema(*KINDS)
     logits = logits_of(declared, 2, 3)
@@ -186,7 +186,7 @@ def test_metrics_measure_what_is_read():
 
 
 def test_one_number_a_row_moves_ordered_outputs():
-    """What FM-like models add: the log-odds of two logits, and the mean of a histogram, grow with it; rows keep their own."""
+    """What FM-like models add: the log-odds of two logits, and the mean of a histogram, grow with it."""
     declared = schema(
         Task("click", loss="jrc"),
         Task("watch", kind="histogram", bins=BINS),

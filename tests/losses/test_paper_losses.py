@@ -42,7 +42,7 @@ def close(found, by_hand):
     assert float(found) == pytest.approx(by_hand, rel=1e-10)
 
 
-# -- one cell at a time -------------------------------------------------------------------------------------------------
+# -- one cell at a time -----------------------------------------------------------------------------------------------
 def test_watch_time_is_the_weight_of_what_was_watched():
     score, _, where, weight = world()
     time = torch.where(torch.rand(R, L) < 0.5, 60 * torch.rand(R, L, dtype=torch.float64), 0)
@@ -153,7 +153,7 @@ def test_one_bin_of_harmonised_gradients_is_bce():
     assert_close(losses.ghm(score, label, bins=1, **options), losses.bce(score, label, **options))
 
 
-# -- order and probability at once --------------------------------------------------------------------------------------
+# -- order and probability at once ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_bce_and_pairs_by_hand(alpha):
     score, label, where, weight = world()
@@ -202,7 +202,7 @@ def test_the_generative_half_of_jrc_knows_no_level():
     assert losses.jrc(moved, label, where=where) != losses.jrc(score, label, where=where)
 
 
-# -- histograms ---------------------------------------------------------------------------------------------------------
+# -- histograms -------------------------------------------------------------------------------------------------------
 VALUES = (0.0, 10.0, 15.0, 60.0)
 
 
@@ -300,7 +300,7 @@ def test_what_each_divergence_learns_of_labels_that_differ():
     assert found["wasserstein"] < 1.0
 
 
-# -- names and options --------------------------------------------------------------------------------------------------
+# -- names and options ------------------------------------------------------------------------------------------------
 def test_a_name_and_its_options_find_a_loss():
     score, label, *_ = world()
     found = losses.get(("focal", {"gamma": 1.0, "alpha": 0.3}))

@@ -1,4 +1,4 @@
-"""A world whose chance of a click and watch time are known: every loss and kind of task finds them, and serves them again."""
+"""A world of known chances and watch times: every loss and kind of task finds them, and serves them again."""
 
 import numpy as np
 import polars as pl
@@ -90,7 +90,7 @@ def test_every_loss_finds_the_planted_chance_or_watch_time_and_serves_it_again(t
         np.testing.assert_array_equal(served[name].reshape(USERS, ITEMS), value)
 
 
-# -- bins that the encoder learns ---------------------------------------------------------------------------------------
+# -- bins that the encoder learns -------------------------------------------------------------------------------------
 def histogram(bins=5, **options):
     return rs.Task("watch", kind="histogram", bins=bins, **options)
 
@@ -144,3 +144,22 @@ def test_bins_of_a_column_that_is_not_there_are_refused():
     schema = rs.Schema(FEATURES, [histogram()])
     with pytest.raises(SchemaError, match="Unknown label column of task 'watch'"):
         rs.Encoder(schema).fit(rs.Log(pl.DataFrame({"user": [1], "item": [2]}), schema))
+
+
+# -- what training asks of labels -------------------------------------------------------------------------------------
+def checked(task, **columns):
+    log = rs.Log(pl.DataFrame({"user": [1, 1], "item": [2, 3], **columns}), rs.Schema(FEATURES, [task]))
+    rs.Encoder(log.schema).fit(log).encode(log).check_labels()
+
+
+def test_watch_time_by_odds_needs_what_was_not_watched():
+    task = rs.Task("watch", kind="regression", loss="weighted_logistic")
+    checked(task, watch=[0.0, 5.0])
+    with pytest.raises(DataError, match='Label "watch" is above 0 on all 2 rows; weighted_logistic needs rows of 0'):
+        checked(task, watch=[3.0, 5.0])
+
+
+def test_losses_of_lists_need_lists():
+    checked(rs.Task("click", loss="focal"), click=[0.0, 1.0])
+    with pytest.raises(DataError, match="Task 'click' learns by 'jrc', which compares the candidates of a request"):
+        checked(rs.Task("click", loss="jrc"), click=[0.0, 1.0])

@@ -261,8 +261,11 @@ class Columns:
         """What training asks of the labels.
 
         Raises:
-            DataError: a trained label is missing everywhere, or a binary one never differs; not for implicit rows.
+            DataError: a trained label is missing everywhere, a binary one never differs, or a loss finds nothing to compare;
+                not for implicit rows.
         """
+        from recstack.losses import OF_LISTS
+
         for task in self.schema.tasks:
             if task.derived or task.weight == 0 or self.implicit:
                 continue
@@ -275,6 +278,16 @@ class Columns:
                 raise DataError(
                     f'Label "{task.column}" is {int(live[0])} on all {len(live)} rows; training needs some of {other}, '
                     "or Log(implicit=True) and sampled negatives where rows are positives only."
+                )
+            if task.loss_name == "weighted_logistic" and live.min() > 0:
+                raise DataError(
+                    f'Label "{task.column}" is above 0 on all {len(live)} rows; weighted_logistic needs rows of 0, of what '
+                    "was shown and not watched."
+                )
+            if task.loss_name in OF_LISTS and self._lists is None:
+                raise DataError(
+                    f"Task {task.name!r} learns by {task.loss_name!r}, which compares the candidates of a request, and every "
+                    "request has one here; name the column of requests, Log(..., request=...)."
                 )
 
     def select(self, index: np.ndarray) -> Columns:

@@ -161,8 +161,8 @@ def outputs(task: Task) -> int:
 def score(logit: Tensor, task: Task) -> Tensor:
     """The number ``[R, L]`` by which a task's rows are ordered and measured, from its logits; multiclass ones stay.
 
-    The log-odds of a binary task, of a regression the value in the unit of its loss, the expected value of a histogram or of
-    a weighted logistic regression.
+    The log-odds of a binary task, of a regression the value in the unit of its loss, the expected value of a histogram
+    or of a weighted logistic regression.
     """
     if task.kind == "histogram":
         return loss_room.expected_value(logit, task.bins)  # type: ignore[arg-type]
@@ -174,8 +174,8 @@ def score(logit: Tensor, task: Task) -> Tensor:
 def lifted(plus: Tensor, task: Task) -> Tensor:
     r"""One number a row ``[R, L]`` as logits of the task: itself, or times a direction from -½ to ½ where outputs are ordered.
 
-    Of two logits the difference is the number itself; of a histogram :math:`p_k \propto e^{s k / (K - 1)}`, more of the high values
-    the greater s is. Between classes a number cannot choose: all get it.
+    Of two logits the difference is the number itself; of a histogram :math:`p_k \propto e^{s k / (K - 1)}`, more of the
+    high values the greater s is. Between classes a number cannot choose: all get it.
     """
     n = outputs(task)
     if n == 1:
@@ -243,8 +243,8 @@ class Heads(nn.Module):
             number a row cannot choose between classes.
 
     Called with ``hidden [R, L, width]``, or one per task, and `plus`, a score ``[R, L]`` that a model adds (or one per
-    task); gives ``{task: float32 [R, L]}``, ``[R, L, outputs]`` for tasks of several outputs. The last layer stays out of
-    autocast: in bfloat16 a thousand different logits would be left.
+    task); gives ``{task: float32 [R, L]}``, ``[R, L, outputs]`` for tasks of several outputs. The last layer stays out
+    of autocast: in bfloat16 a thousand different logits would be left.
     """
 
     def __init__(self, schema: Schema, width: int):

@@ -48,6 +48,10 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         weighted_logistic,
     )
 }
+#: Those that compare the candidates of a list: of one candidate they say nothing, or less.
+OF_LISTS = frozenset(
+    f.__name__ for f in (bce_pairwise, bpr, jrc, listnet, pairwise_hinge, pairwise_logistic, sampled_softmax, softmax)
+)
 GIVEN = {"score", "label", "where", "weight", "log_q", "counts", "values"}  # arguments that come with the data
 #: The options of each loss.
 OPTIONS = {name: frozenset(inspect.signature(loss).parameters) - GIVEN for name, loss in LOSSES.items()}
@@ -67,8 +71,8 @@ def get(loss: Choice) -> Callable[..., Tensor]:
     Traceback (most recent call last):
     ...
     recstack.errors.ConfigError: Unknown loss 'pairwise_logistics'. Did you mean 'pairwise_logistic'? Known: bce, \
-bce_pairwise, bpr, cross_entropy, focal, ghm, huber, jrc, js, kl, listnet, mae, mse, pairwise_hinge, pairwise_logistic, \
-sampled_softmax, softmax, wasserstein, weighted_logistic.
+bce_pairwise, bpr, cross_entropy, focal, ghm, huber, jrc, js, kl, listnet, mae, mse, pairwise_hinge, \
+pairwise_logistic, sampled_softmax, softmax, wasserstein, weighted_logistic.
     """
     if callable(loss):
         return loss
@@ -89,6 +93,7 @@ def _named(loss: Any) -> tuple[str, Mapping[str, Any]]:
 
 __all__ = [
     "LOSSES",
+    "OF_LISTS",
     "OPTIONS",
     "bce",
     "bce_pairwise",

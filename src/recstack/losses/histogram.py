@@ -1,8 +1,8 @@
 r"""Losses of a value that is predicted as a histogram over ascending `values`, and read as its mean.
 
-Everywhere: score [..., K] are logits, p their softmax; the label [...] is a number, shared by the two values next to it so that
-the mean of its histogram q is the number itself (beyond the ends: the end), or is [..., K], q itself. ``where`` and
-``weight`` are like the rows [...]. Differences between cumulative sums P, Q are counted in the unit of the values.
+Everywhere: score [..., K] are logits, p their softmax; the label [...] is a number, shared by the two values next to it
+so that the mean of its histogram q is the number itself (beyond the ends: the end), or is [..., K], q itself. ``where``
+and ``weight`` are like the rows [...]. Differences between cumulative sums P, Q are counted in the unit of the values.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def kl(
     weight: Tensor | None = None,
     values: Sequence[float] | None = None,
 ) -> Tensor:
-    r"""Kullback-Leibler divergence, the cross entropy less what q cannot lose; the mean of the best p is the mean label.
+    r"""Kullback-Leibler divergence: cross entropy less what q cannot lose; the best p has the mean of the labels.
 
     .. math:: \sum_k q_k \log \frac{q_k}{p_k}
 
@@ -100,8 +100,8 @@ def wasserstein(
 
     .. math:: \sum_{k<K} |P_k - Q_k|\, (v_{k+1} - v_k)
 
-    In the unit of the values, at least :math:`|\sum_k p_k v_k - y|`. Of labels that differ in alike rows the best p is near their median, as
-    with `mae`. Without values they are 0, 1, 2, ...
+    In the unit of the values, at least :math:`|\sum_k p_k v_k - y|`. Of labels that differ in alike rows the best p is
+    near their median, as with `mae`. Without values they are 0, 1, 2, ...
 
     >>> wasserstein(torch.tensor([[50.0, 0.0, 0.0]]), torch.tensor([30.0]), values=(0, 10, 30))
     tensor(30.)

@@ -1,6 +1,6 @@
 """Losses of one cell at a time that weigh cells by how well they are answered already.
 
-Both move the optimum: what they learn is no longer the probability of the label. Calibrate it before you read it as one.
+Both move the optimum: what they learn is no longer the probability of the label. Calibrate before reading it as one.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def focal(
 
     .. math:: -\alpha_t\, (1 - p_t)^\gamma \log p_t
 
-    :math:`p_t` is the probability of what is true: of a logit [...], with labels from 0 to 1, or of a score [..., C] with class numbers
-    [...]. :math:`\alpha_t` is `alpha` for positives and 1 - `alpha` for negatives (the paper's best: 0.25 with `gamma` 2), or a number per
-    class; None weighs all alike, and `gamma` 0 is then `bce` or `cross_entropy`. Raises ConfigError for a negative `gamma`, and
-    an `alpha` that does not fit.
+    :math:`p_t` is the probability of what is true: of a logit [...], with labels from 0 to 1, or of a score [..., C]
+    with class numbers [...]. :math:`\alpha_t` is `alpha` for positives and 1 - `alpha` for negatives (the paper's best:
+    0.25 with `gamma` 2), or a number per class; None weighs all alike, and `gamma` 0 is then `bce` or `cross_entropy`.
+    Raises ConfigError for a negative `gamma`, and an `alpha` that does not fit.
 
     Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, https://arxiv.org/abs/1708.02002
 
@@ -83,12 +83,12 @@ def ghm(
 ) -> Tensor:
     r"""GHM-C: cells whose gradient is as large as many others' count less, the very easy and the outliers alike.
 
-    .. math:: \frac1N \sum_i \beta_i\, \mathrm{BCE}(s_i, y_i), \qquad \beta_i = \frac{N}{M R_i}, \qquad g_i = |\sigma(s_i) - y_i|
+    .. math:: \frac1N \sum_i \beta_i\, \mathrm{BCE}(s_i, y_i), \qquad \beta_i = \frac{N}{M R_i}, \quad g_i = |\sigma(s_i) - y_i|
 
-    R_i is the number of cells (their weight) whose g lies in the same one of M equal `bins` of [0, 1], of this batch, or from
-    `counts` [bins]: the paper's moving average is ``0.75 * counts + 0.25 * gradient_counts(score, label)``, kept by the caller.
-    Where g is even over [0, 1], this is `bce`. The authors' code divides by the bins that hold something in place of M.
-    Raises ConfigError for less than one bin.
+    R_i is the number of cells (their weight) whose g lies in the same one of M equal `bins` of [0, 1], of this batch,
+    or from `counts` [bins]: the paper's moving average is ``0.75 * counts + 0.25 * gradient_counts(score, label)``,
+    kept by the caller. Where g is even over [0, 1], this is `bce`. The authors' code divides by the bins that hold
+    something in place of M. Raises ConfigError for less than one bin.
 
     Li, Liu and Wang, "Gradient Harmonized Single-stage Detector", AAAI 2019, https://arxiv.org/abs/1811.05181
 

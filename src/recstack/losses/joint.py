@@ -26,10 +26,11 @@ def bce_pairwise(
     .. math:: \alpha\, \mathrm{BCE} + (1 - \alpha)\, \mathrm{pairwise}, \qquad
               \mathrm{pairwise} = \operatorname{mean}_{y_i > y_j} -\log \sigma(s_i - s_j)
 
-    The pairs are those of `pairwise_logistic`, each list having one vote; a list of one has none. Raises ConfigError for an `alpha` outside 0 to 1.
+    The pairs are those of `pairwise_logistic`, each list having one vote; a list of one has none. Raises ConfigError
+    for an `alpha` outside 0 to 1.
 
-    Sculley, "Combined Regression and Ranking", KDD 2010; Li et al., "Click-through Prediction for Advertising in Twitter
-    Timeline", KDD 2015
+    Sculley, "Combined Regression and Ranking", KDD 2010; Li et al., "Click-through Prediction for Advertising in
+    Twitter Timeline", KDD 2015
 
     >>> score, label = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
     >>> bce_pairwise(score, label, alpha=0.3)  # both are log 2
@@ -49,14 +50,15 @@ def jrc(
     weight: Tensor | None = None,
     alpha: float = 0.5,
 ) -> Tensor:
-    r"""Joint ranking and calibration: two logits a row, whose difference is the probability's and which compete in lists.
+    r"""Joint ranking and calibration: two logits a row; their difference is the log-odds, and each competes in its list.
 
     .. math:: -\frac1N \sum_i \Big[ \alpha \log \frac{e^{f_{y_i}(i)}}{e^{f_0(i)} + e^{f_1(i)}}
               + (1 - \alpha) \log \frac{e^{f_{y_i}(i)}}{\sum_{j \in \mathrm{list}(i)} e^{f_{y_i}(j)}} \Big]
 
     Score [..., L, 2], label [..., L] of 0 and 1; the last axis of the label is the context. The first term is the
-    discriminative half, P(y | x) with :math:`\operatorname{logit} P(1) = f_1 - f_0`; the second the generative one, P(x | y, list), which is 0 in a list of one.
-    Raises ConfigError for an `alpha` outside 0 to 1, DataError if the score is not two logits.
+    discriminative half, P(y | x) with :math:`\operatorname{logit} P(1) = f_1 - f_0`; the second the generative one, P(x
+    | y, list), which is 0 in a list of one. Raises ConfigError for an `alpha` outside 0 to 1, DataError if the score is
+    not two logits.
 
     Sheng et al., "Joint Optimization of Ranking and Calibration with Contextualized Hybrid Model", KDD 2023,
     https://arxiv.org/abs/2208.06164

@@ -26,8 +26,8 @@ def bce(
 
     .. math:: -y' \log \sigma(s) - (1 - y') \log(1 - \sigma(s)), \qquad y' = (1 - \epsilon)\, y + \epsilon / 2
 
-    `label_smoothing` :math:`\epsilon` (Szegedy et al., CVPR 2016, https://arxiv.org/abs/1512.00567) keeps logits small; the
-    probabilities that are learned are those of y', drawn towards ½. Raises ConfigError for one outside 0 to 1.
+    `label_smoothing` :math:`\epsilon` (Szegedy et al., CVPR 2016, https://arxiv.org/abs/1512.00567) keeps logits small;
+    the probabilities that are learned are those of y', drawn towards ½. Raises ConfigError for one outside 0 to 1.
 
     >>> score, label = torch.tensor([0.0, 3.0]), torch.tensor([1.0, float("nan")])
     >>> bce(score, label, where=label.isfinite())  # a missing label is a dead cell: log 2 is left
@@ -47,10 +47,11 @@ def weighted_logistic(
 
     .. math:: -T \log \sigma(s) - [T = 0] \log(1 - \sigma(s))
 
-    The label is T, 0 for what was shown and not watched. Of N alike rows, k of them watched, the odds that are learned are
-    :math:`e^s = \sum T / (N - k) = \bar T / (1 - p) \approx \bar T (1 + p)`, with :math:`\bar T = \sum T / N` the mean watch time
-    of a row and p = k / N, which is small. So :math:`e^s`, and not the probability, is what is served. Rows of 0 are needed: without them the odds
-    have no bound. The mean counts rows, whatever their T. A negative label counts as 0.
+    The label is T, 0 for what was shown and not watched. Of N alike rows, k of them watched, the odds that are learned
+    are :math:`e^s = \sum T / (N - k) = \bar T / (1 - p) \approx \bar T (1 + p)`, with :math:`\bar T = \sum T / N` the
+    mean watch time of a row and p = k / N, which is small. So :math:`e^s`, and not the probability, is what is served.
+    Rows of 0 are needed: without them the odds have no bound. The mean counts rows, whatever their T. A negative label
+    counts as 0.
 
     Covington, Adams and Sargin, "Deep Neural Networks for YouTube Recommendations", RecSys 2016, section 4.2
 

@@ -23,14 +23,14 @@ class Task:
 
     Args:
         name: of the output; also the label's column unless `label` says otherwise.
-        kind: "binary", "regression", "multiclass" (then `classes`) or "histogram" (then `bins`): a number, such as watch
-            time, whose distribution is predicted and whose expected value is read.
+        kind: "binary", "regression", "multiclass" (then `classes`) or "histogram" (then `bins`): a number, such as
+            watch time, whose distribution is predicted and whose expected value is read.
         weight: of its loss; 0 keeps the head, predicted and measured, without a loss of its own.
         given: a binary task: loss *and* metric count only where that label is 1.
         product: binary tasks that form a `given` chain; the probability, and the label, of all of them together.
         transform: "log1p" trains a regression on log(1 + y).
-        bins: of a histogram: the ascending values that its bins stand for, or how many an Encoder chooses from the training
-            labels: the least, and quantiles of those above it.
+        bins: of a histogram: the ascending values that its bins stand for, or how many (at most) an Encoder chooses
+            from the training labels: the least, and quantiles of those above it.
         loss: by name, or by name and options as in ``("focal", {"gamma": 2.0})``; None takes the kind's usual one.
         metric: by name; None takes the kind's usual ones.
     """
@@ -73,8 +73,8 @@ class Task:
             name, options = self.loss if isinstance(self.loss, list | tuple) and len(self.loss) == 2 else (None, None)
             if not isinstance(name, str) or not isinstance(options, dict):
                 raise SchemaError(
-                    f'Task {self.name!r}: loss= is a name, or a name and its options as in ("focal", {{"gamma": 2.0}}); '
-                    f"got {self.loss!r}."
+                    f"Task {self.name!r}: loss= is a name, or a name and its options as in "
+                    f'("focal", {{"gamma": 2.0}}); got {self.loss!r}.'
                 )
             options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
             object.__setattr__(self, "loss", (name, options))
@@ -111,7 +111,7 @@ class Task:
 
     @property
     def unseen(self) -> float:
-        """The label of a candidate that was drawn and not shown: 0 for binary tasks and weighted_logistic, else missing."""
+        """The label of a candidate that was drawn, not shown: 0 for binary tasks and weighted_logistic, else missing."""
         return 0.0 if self.kind == "binary" or self.loss_name == "weighted_logistic" else math.nan
 
     @property
