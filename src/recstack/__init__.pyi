@@ -11,10 +11,12 @@ from .data import Columns as Columns
 from .data import Encoder as Encoder
 from .data import Loader as Loader
 from .data import Log as Log
+from .data import MeanNormalisation as MeanNormalisation
 from .data import Profiles as Profiles
 from .data import Requests as Requests
 from .data import WindowCounter as WindowCounter
 from .data import datasets as datasets
+from .data import onboarding as onboarding
 from .data import prepare as prepare
 from .data import simulator as simulator
 from .data import splits as split
@@ -35,7 +37,9 @@ from .models import retrieval as retrieval
 from .models.base import load as load
 from .models.profiles import ProfileEncoder as ProfileEncoder
 from .schema import Categorical as Categorical
+from .schema import Crossed as Crossed
 from .schema import History as History
+from .schema import Hits as Hits
 from .schema import Numeric as Numeric
 from .schema import Schema as Schema
 from .schema import Task as Task

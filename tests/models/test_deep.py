@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from recstack import testing
 from recstack.errors import ConfigError, SchemaError
+from recstack.features.derived import crossed
 from recstack.models.ranking import (
     AFN,
     DLRM,
@@ -24,7 +25,6 @@ from recstack.models.ranking import (
     TextMLP,
     WideDeep,
 )
-from recstack.models.ranking.widedeep import crossed
 from recstack.nn.interaction.attention import FieldAttention
 from recstack.nn.interaction.products import KERNELS, KernelProducts, PairNetworks, inner_products, outer_product
 from recstack.schema import Categorical, History, Numeric, Schema, Task, Text

@@ -170,6 +170,7 @@ class Columns:
         self, index: np.ndarray | slice, *, times: bool = False, padded: bool = False
     ) -> dict[str, Tensor]:
         """The user side only: user, context, domain and history tensors [R, ...]."""
+        times = times or self.schema.timed
         batch = self._user.take(index, padded=padded)
         if self._users is not None and self._user_rows is not None:
             batch |= self._users.take(self._user_rows[index], padded=padded)

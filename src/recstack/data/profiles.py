@@ -202,6 +202,7 @@ class Profiles:
             SchemaError: raw ids of another kind than the training rows had; a context column that is missing.
         """
         schema = self.encoder.schema
+        times = times or schema.timed
         with self._lock:
             if encoded:
                 ids = np.asarray(users).astype(np.int64)

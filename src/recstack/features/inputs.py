@@ -9,20 +9,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from recstack.errors import DataError, SchemaError
+from recstack.errors import SchemaError
+from recstack.features import derived
+from recstack.features.columns import Batch, column, padded
 from recstack.features.tables import Ask, Cut, Tables, check_ids  # noqa: F401 (LightGCN checks its own)
 from recstack.nn.mlp import flat, linear
 from recstack.nn.names import ByName
+from recstack.nn.numbers import NUMBER_STD, NUMBERS
 from recstack.nn.sequence import Pooling, pooling
 from recstack.nn.sequence.pooling import Mean, Sum
-from recstack.schema import CANDIDATE_ROLES, Feature, History, Numeric, Schema, Vector, is_embedded, is_multi
+from recstack.schema import (
+    CANDIDATE_ROLES,
+    Crossed,
+    Feature,
+    History,
+    Hits,
+    Numeric,
+    Schema,
+    Vector,
+    is_embedded,
+    is_multi,
+)
 from recstack.schema.features import Embedded
-
-Batch = Mapping[str, Tensor]
-
-# Of the initial weights of numbers. Xavier's deviation is 1 for their first-order weight and .34 for their vector at dim
-# 16, so that in the first steps they drown the ids: after one epoch of a Criteo-like set a logloss of .80 against .53.
-NUMBER_STD = 0.02
 
 
 class Number(NamedTuple):
@@ -185,17 +193,19 @@ class Inputs(nn.Module):
     ):
         super().__init__()
         self.schema, self.dim = schema.require_fitted(), dim
-        embedded = [f for f in schema.features if is_embedded(f)]
+        embedded = [f for f in schema.fields if is_embedded(f)]
         self._embedded = {f.name for f in embedded}
-        self._lists = {f.name for f in schema.features if is_multi(f)}
+        self._lists = {f.name for f in schema.fields if is_multi(f)}
         sizes = {f.table_name: f.size for f in embedded if f.size}  # fitted, so all
         dims = {f.table_name: dim if uniform else f.dim or dim for f in embedded}
         arenas = {f.table_name: f.arena for f in embedded if f.arena is not None}
         self.tables = Tables(sizes, dims, arenas, std, {f.table_name: f for f in embedded})
+        chosen = [f for f in schema.features if isinstance(f, Numeric) and f.embedding is not None]
+        self.numbers = ByName({f.name: NUMBERS[f.embedding](dim if uniform else f.dim or dim, f.bins) for f in chosen})  # type: ignore[index]
         self.poolings = ByName()
         request: dict[str, int] = {}
         candidate: dict[str, int] = {}
-        for f in schema.features:
+        for f in schema.fields:
             if isinstance(f, History):
                 self._check(f)
                 if history is None:
@@ -206,21 +216,26 @@ class Inputs(nn.Module):
             else:
                 (candidate if f.role in CANDIDATE_ROLES else request)[f.name] = self._own_width(f)
         self.widths = {**request, **candidate}
-        self.roles = {f.name: f.role for f in schema.features}
+        self.roles = {f.name: f.role for f in schema.fields}
         self.has_candidates = bool(schema.by_role(*CANDIDATE_ROLES))
         self.fields = len(self.widths)
         lifted = {name: width for name, width in self.widths.items() if self._needs_lift(name, width)}
         self.lifts = ByName({n: linear(w, dim, bias=False) for n, w in lifted.items()}) if stacked else None
         for name in lifted if stacked else ():
-            if isinstance(f := schema.feature(name), Numeric) and not f.embedded:
+            if isinstance(f := schema.feature(name), Numeric | Hits) and not f.embedded and name not in self.numbers:
                 nn.init.normal_(self.lifts[name].weight, 0.0, NUMBER_STD)  # type: ignore[union-attr]
 
     def _needs_lift(self, name: str, width: int) -> bool:
-        return width != self.dim or not (is_embedded(self.schema.feature(name)) or name in self.poolings)
+        learned = is_embedded(self.schema.feature(name)) or name in self.poolings or name in self.numbers
+        return width != self.dim or not learned
 
     def _own_width(self, f: Feature) -> int:
         if is_embedded(f):
             return self.tables.dims[f.table_name]  # type: ignore[attr-defined]
+        if f.name in self.numbers:
+            return self.numbers[f.name].width  # type: ignore[return-value]
+        if isinstance(f, Hits):
+            return len(f.statistics)
         return f.size if isinstance(f, Vector) else len(f.powers)  # type: ignore[attr-defined]
 
     def _check(self, h: History) -> None:
@@ -240,7 +255,7 @@ class Inputs(nn.Module):
         Raises:
             DataError: naming a column that the batch lacks, or one with an id that its table has not.
         """
-        features = [f for f in self.schema.features if not roles or f.role in roles]
+        features = [f for f in self.schema.fields if not roles or f.role in roles]
         lead = self._candidate_shape(batch, features)
         asks: list[Ask] = []
         places: list[tuple[str, str]] = []  # (feature, history or "")
@@ -250,7 +265,7 @@ class Inputs(nn.Module):
                     asks.append(self._ask_step(batch, f, self.schema.feature(name)))
                     places.append((name, f.name))
             elif f.name in self._embedded:
-                asks.append(self._ask(batch, f))  # type: ignore[arg-type]
+                asks.append(self._ask(batch, f, lead))  # type: ignore[arg-type]
                 places.append((f.name, ""))
         found = dict(zip(places, self.tables.lookups(asks), strict=True))
         masks = {
@@ -265,7 +280,7 @@ class Inputs(nn.Module):
         for f in features:
             if isinstance(f, History):
                 continue
-            value = found[f.name, ""] if f.name in self._embedded else self._plain(batch, f)
+            value = found[f.name, ""] if f.name in self._embedded else self._plain(batch, f, lead)
             if f.name in self._lists:
                 value = _vector(value)
                 if (f.name, "") in masks:
@@ -313,8 +328,12 @@ class Inputs(nn.Module):
         return ids if offsets is None else padded(ids, offsets)
 
     # -- columns ------------------------------------------------------------------------------------------------------
-    def _plain(self, batch: Batch, f: Feature) -> Tensor | Number:
+    def _plain(self, batch: Batch, f: Feature, lead: tuple[int, ...] | None) -> Tensor | Number:
+        if isinstance(f, Hits):
+            return derived.hit_numbers(derived.hits(batch, self.schema, f, lead or ()), f)
         value = column(batch, f.name)
+        if f.name in self.numbers:
+            return self.numbers[f.name](value)
         if isinstance(f, Vector):
             return value
         powers = f.powers if isinstance(f, Numeric) else (1.0,)
@@ -323,7 +342,12 @@ class Inputs(nn.Module):
         value = value.unsqueeze(-1)
         return torch.cat([value if p == 1 else value.sign() * value.abs() ** p for p in powers], -1)
 
-    def _ask(self, batch: Batch, f: Embedded) -> Ask:
+    def _ask(self, batch: Batch, f: Embedded, lead: tuple[int, ...] | None) -> Ask:
+        if isinstance(f, Crossed):
+            return Ask(f.table_name, derived.cross_ids(batch, self.schema, f, lead), column=f.name)
+        if isinstance(f, Hits):
+            found = derived.hits(batch, self.schema, f, lead or ())
+            return Ask(f.table_name, derived.hit_ids(found, f), column=f.name)
         ids, offsets = column(batch, f.name), batch.get(f"{f.name}@offsets")
         if offsets is None:
             return Ask(f.table_name, ids, column=f.name)
@@ -354,27 +378,6 @@ class Inputs(nn.Module):
         return None
 
 
-def column(batch: Batch, key: str) -> Tensor:
-    """A column of a batch. Raises DataError, naming it, where the batch lacks it."""
-    if key not in batch:
-        raise DataError(
-            f"The batch has no column {key!r}, which the schema declares. Columns: {', '.join(sorted(batch))}."
-        )
-    return batch[key]
-
-
-def padded(values: Tensor, offsets: Tensor) -> Tensor:
-    """Jagged ids ``[n]`` or ``[n, K]`` as ``[rows, longest]`` or ``[rows, longest, K]``, left aligned, 0 where nothing is."""
-    lengths = offsets.diff()
-    longest = max(int(lengths.max()), 1) if lengths.numel() else 1
-    step = torch.arange(longest, device=values.device)
-    live = step < lengths.unsqueeze(-1)
-    if not values.shape[0]:
-        return values.new_zeros(*live.shape, *values.shape[1:])
-    found = values[(offsets[:-1].unsqueeze(-1) + step).clamp(max=values.shape[0] - 1)]
-    return found * (live if values.dim() == 1 else live.unsqueeze(-1))
-
-
 def _pooled(vectors: Tensor, mask: Tensor, how: str) -> Tensor:
     """``[..., K, D]`` over its live K: ``[..., D]``; nothing live gives zeros."""
     if how == "max":
@@ -395,7 +398,10 @@ class FirstOrder(nn.Module):
     def __init__(self, schema: Schema):
         super().__init__()
         # what is given and frozen are the vectors; the weights beside them are learned
-        learned = [replace(f, trainable=True) if is_embedded(f) else f for f in schema.features]
+        learned = [replace(f, trainable=True) if is_embedded(f) else f for f in schema.fields]
+        learned = [
+            replace(f, embedding=None) if isinstance(f, Numeric) else f for f in learned
+        ]  # a weight for x itself
         self.inputs = Inputs(schema.replace(features=learned), 1, uniform=True)
         numbers = {n: w for n, w in self.inputs.widths.items() if not self._weighed(n)}
         self.numbers = ByName({n: linear(w, 1, bias=False) for n, w in numbers.items()})

@@ -46,6 +46,8 @@ class Feature:
         out: dict[str, Any] = {"kind": self.kind}
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
+            if f.name == "size" and is_derived(self):
+                continue  # it follows from the rest
             if f.name in ("name", "role") or value != f.default:
                 out[f.name] = list(value) if isinstance(value, tuple) else value
         return out
@@ -175,6 +177,7 @@ class Text(Embedded):
 
 
 TRANSFORMS = ("log", "standard", "quantile", "bucketize")
+EMBEDDINGS = ("autodis", "piecewise")
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,10 @@ class Numeric(Embedded):
         fill: the value that replaces nulls, before the transform; without it a null is an error.
         bins: how many bins for "bucketize", how many quantiles for "quantile".
         powers: the powers fed to the model, (1, 2, 0.5) in YouTubeDNN; of the transformed value, sign kept.
+        embedding: how the number becomes a vector of width `dim`. None: it stays a number, and models with fields of one
+            width multiply it by a vector. "autodis": a soft choice among vectors (`nn.numbers.AutoDis`), meant for
+            transform="standard" or "quantile". "piecewise": a straight line within each of `bins` bins of equal mass
+            (`nn.numbers.PiecewiseLinear`), which implies transform="quantile".
     """
 
     kind: ClassVar[str] = "numeric"
@@ -196,20 +203,33 @@ class Numeric(Embedded):
     fill: float | None = None
     bins: int = 64
     powers: tuple[float, ...] = (1.0,)
+    embedding: str | None = None
 
     multi: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.embedding == "piecewise" and self.transform is None:
+            object.__setattr__(self, "transform", "quantile")
         if self.transform is not None and self.transform not in TRANSFORMS:
             raise unknown(f"transform of feature {self.name!r}", self.transform, TRANSFORMS, SchemaError)
         _positive(self, "bins")
         object.__setattr__(self, "powers", tuple(float(p) for p in self.powers))
-        given = [what for what in TABLE_OPTIONS if getattr(self, what) != getattr(Embedded, what)]
-        if given and not self.embedded:
+        self._check_embedding()
+        _no_table_without_buckets(self)
+
+    def _check_embedding(self) -> None:
+        if self.embedding is None:
+            return
+        if self.embedding not in EMBEDDINGS:
+            raise unknown(f"embedding of feature {self.name!r}", self.embedding, EMBEDDINGS, SchemaError)
+        if self.embedding == "piecewise" and self.transform != "quantile":
             raise SchemaError(
-                f'Feature {self.name!r}: {given[0]}= is for a table, and a Numeric has one only with transform="bucketize".'
+                f'Feature {self.name!r}: embedding="piecewise" reads transform="quantile"; got {self.transform!r}.'
             )
+        if self.embedded or self.powers != (1.0,):
+            what = 'transform="bucketize"' if self.embedded else "powers="
+            raise SchemaError(f"Feature {self.name!r}: embedding={self.embedding!r} and {what} exclude each other.")
 
     @property
     def embedded(self) -> bool:
@@ -262,6 +282,140 @@ class History(Feature):
         _positive(self, "max_len")
 
 
+@dataclass(frozen=True)
+class Crossed(Embedded):
+    """A cross of features: one row of a table for each combination of their values, hashed into `buckets`.
+
+    It has no column. Models make it from the ids of the batch, so training, serving and exported graphs share its code. Its
+    parts are taken in the schema's order, and their names salt the hash. Lists give a combination for each of their values
+    (64 at most), a history one for each step; where a part is missing, null or unknown there is none, and no combination at
+    all gives zeros.
+
+    Args:
+        name: of the feature.
+        of: the parts: Categorical, Text or bucketised Numeric features, and at most one History (its items).
+        buckets: rows of the table.
+        pooling: of several combinations: "mean", "sum" or "max".
+        role: found by the Schema: the parts' own where they have one, "context" where all are of the request, else "pair".
+        dim, table, group, arena, compress, rows, admit, evict, ttl, trainable, dtype: as in `Categorical`.
+
+    Cheng et al., DLRS 2016, https://arxiv.org/abs/1606.07792
+
+    >>> parts = [Categorical("user", "user"), Categorical("genre", "item"), Categorical("hour", "context")]
+    >>> from recstack.schema import Schema
+    >>> schema = Schema([*parts, Crossed("taste", of=("user", "genre")), Crossed("when", of=("user", "hour"))])
+    >>> schema.feature("taste").role, schema.feature("when").role
+    ('pair', 'context')
+    """
+
+    kind: ClassVar[str] = "crossed"
+
+    role: str = "pair"
+    of: tuple[str, ...] = ()
+    buckets: int = 1 << 16
+    pooling: str = "mean"
+
+    multi: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _positive(self, "buckets")
+        object.__setattr__(self, "of", (self.of,) if isinstance(self.of, str) else tuple(self.of))
+        object.__setattr__(self, "size", self.buckets + 1)
+        super().__post_init__()
+        if len(set(self.of)) < 2 or len(set(self.of)) < len(self.of):
+            raise SchemaError(f'Crossed {self.name!r} needs of=: several features, such as ("hour", "genre").')
+        if self.pooling not in POOLINGS:
+            raise unknown(f"pooling of feature {self.name!r}", self.pooling, POOLINGS, SchemaError)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The features that it is made of."""
+        return self.of
+
+
+@dataclass(frozen=True)
+class Hits(Embedded):
+    """How often, and how lately, a history met what the target has: its shop, its category, its brand.
+
+    It has no column. Models make it from the ids of target and history that are in the batch, so that it is as of the
+    request's own time wherever the history is, in training, in serving and in exported graphs. Statistics: whether there is
+    a hit; the place of the last one from the end, 1 the most recent step; with `within`, the time since then; and of all
+    steps and of each window the number of hits and their share of the window's steps. Without a hit all are empty (zeros,
+    or the padding row). Values that are unknown or null hit nothing.
+
+    Args:
+        name: of the feature.
+        target: a Categorical of the candidates.
+        history: the History to look into.
+        of: which of the features that the history reads; by default `target`. Both look into one table.
+        last: windows of the most recent steps.
+        within: windows of time before the request, in the unit of the schema's time column; batches then carry times.
+        transform: "log": numbers, log(1 + x) but for the shares; "bucketize": a row of a table for each statistic, in
+            steps of a factor of two (shares: of an eighth), and their sum.
+        dim, table, group, arena, compress, rows, admit, evict, ttl, trainable, dtype: of that table, as in `Categorical`.
+
+    >>> Hits("same_genre", target="genre", history="watched", last=(10,)).statistics
+    ('any', 'last', 'count', 'share', 'count_last_10', 'share_last_10')
+    """
+
+    kind: ClassVar[str] = "hits"
+
+    role: str = "pair"
+    target: str = ""
+    history: str = ""
+    of: str | None = None
+    last: tuple[int, ...] = (10, 50)
+    within: tuple[int, ...] = ()
+    transform: str = "log"
+
+    multi: ClassVar[bool] = True
+    pooling: ClassVar[str] = "sum"
+    STEPS: ClassVar[int] = 16  # buckets of a statistic
+
+    def __post_init__(self) -> None:
+        for what in ("last", "within"):
+            given = getattr(self, what)
+            windows = (given,) if isinstance(given, int) else tuple(given)
+            object.__setattr__(self, what, windows)
+            if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in windows):
+                raise SchemaError(f"Hits {self.name!r}: {what}= holds whole numbers of at least 1; got {given!r}.")
+        if self.transform not in ("log", "bucketize"):
+            raise unknown(f"transform of feature {self.name!r}", self.transform, ("log", "bucketize"), SchemaError)
+        object.__setattr__(self, "size", self.STEPS * len(self.statistics) + 1 if self.embedded else None)
+        super().__post_init__()
+        if not self.target or not self.history:
+            raise SchemaError(f"Hits {self.name!r} needs target=, a feature of the candidates, and history=.")
+        if self.role != "pair":
+            raise SchemaError(f"Hits {self.name!r} has role {self.role!r}; hits are of a pair.")
+        _no_table_without_buckets(self)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is looked up in a table rather than given as numbers."""
+        return self.transform == "bucketize"
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The names of its numbers, in their order."""
+        windows = ("", *(f"_last_{n}" for n in self.last), *(f"_within_{n}" for n in self.within))
+        since = ("since",) if self.within else ()
+        return ("any", "last", *since, *(f"{what}{w}" for w in windows for what in ("count", "share")))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The features that it is made of."""
+        return (self.target, self.history)
+
+
+def _no_table_without_buckets(feature: Numeric | Hits) -> None:
+    given = [what for what in TABLE_OPTIONS if getattr(feature, what) != getattr(Embedded, what)]
+    if given and not feature.embedded:
+        raise SchemaError(
+            f"Feature {feature.name!r}: {given[0]}= is for a table, and a {type(feature).__name__} has one only with "
+            'transform="bucketize".'
+        )
+
+
 def _positive(feature: Feature, *names: str) -> None:
     for name in names:
         value = getattr(feature, name)
@@ -269,14 +423,25 @@ def _positive(feature: Feature, *names: str) -> None:
             raise SchemaError(f"Feature {feature.name!r}: {name} must be a whole number of at least 1; got {value!r}.")
 
 
-KINDS: dict[str, type[Feature]] = {cls.kind: cls for cls in (Categorical, Numeric, Text, Vector, History)}
+KINDS: dict[str, type[Feature]] = {
+    cls.kind: cls for cls in (Categorical, Numeric, Text, Vector, History, Crossed, Hits)
+}
 
 
 def is_embedded(feature: Feature) -> TypeGuard[Embedded]:
-    """Whether its value in a batch is an id that looks into a table."""
-    return isinstance(feature, Categorical | Text) or (isinstance(feature, Numeric) and feature.embedded)
+    """Whether its value is an id that looks into a table."""
+    return isinstance(feature, Categorical | Text | Crossed) or (
+        isinstance(feature, Numeric | Hits) and feature.embedded
+    )
 
 
 def is_multi(feature: Feature) -> bool:
-    """Whether one row holds several values."""
-    return isinstance(feature, Text) or (isinstance(feature, Categorical) and feature.multi)
+    """Whether one row holds several ids."""
+    if isinstance(feature, Hits):
+        return feature.embedded
+    return isinstance(feature, Text | Crossed) or (isinstance(feature, Categorical) and feature.multi)
+
+
+def is_derived(feature: Feature) -> TypeGuard[Crossed | Hits]:
+    """Whether it has no column of its own: models make it from other features."""
+    return isinstance(feature, Crossed | Hits)

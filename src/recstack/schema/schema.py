@@ -129,7 +129,7 @@ class Schema:
     """What the columns mean, and what to predict.
 
     Args:
-        features: the columns.
+        features: the columns, and what models make of them (Crossed, Hits), which is kept apart in `derived`.
         tasks: what to predict; may be empty for retrievers that only count.
         user, item: the key columns; by default the first single-valued Categorical of that role.
         time: the column that orders a user's events (any number or timestamp); needed to build histories.
@@ -160,7 +160,10 @@ class Schema:
         encoder: Any = None,
     ) -> None:
         put = object.__setattr__
-        put(self, "features", tuple(features))
+        features = tuple(features)
+        put(self, "features", tuple(f for f in features if not is_derived(f)))
+        put(self, "derived", tuple(f for f in features if is_derived(f)))
+    derived: tuple[Crossed | Hits, ...] = ()
         put(self, "tasks", tuple(tasks))
         put(self, "user", user or self._key("user"))
         put(self, "item", item or self._key("item"))
@@ -171,7 +174,7 @@ class Schema:
 
     # -- looking up ---------------------------------------------------------------------------------------------------
     def feature(self, name: str) -> Feature:
-        for f in self.features:
+        for f in self.fields:
             if f.name == name:
                 return f
         raise unknown("feature", name, [f.name for f in self.features], SchemaError)
@@ -195,8 +198,19 @@ class Schema:
 
     @property
     def tables(self) -> dict[str, int | None]:
+    @property
+    def fields(self) -> tuple[Feature, ...]:
+        """What models read: the columns, then what is made of them."""
+        return (*self.features, *self.derived)
+
+    @property
+    def timed(self) -> bool:
+        """Whether a feature looks back in time, so that batches carry times."""
+        return any(isinstance(f, Hits) and f.within for f in self.derived)
+
         """Rows of each embedding table, {table: size}."""
-        return {f.table_name: f.size for f in self.features if is_embedded(f)}  # type: ignore[attr-defined]
+        """The columns of these roles."""
+        return {f.table_name: f.size for f in self.fields if is_embedded(f)}  # type: ignore[attr-defined]
 
     @property
     def fitted(self) -> bool:
@@ -224,35 +238,48 @@ class Schema:
 
     # -- changing: a new schema each time --------------------------------------------------------------------------------
     def replace(self, **changes: Any) -> Schema:
-        kept = {"features": self.features, "tasks": self.tasks, "user": self.user, "item": self.item, "time": self.time}
+        """With other arguments. New `features` keep what is made of them, unless they hold a feature of the same name."""
+        kept = {"features": self.fields, "tasks": self.tasks, "user": self.user, "item": self.item, "time": self.time}
+        if "features" in changes:
+            changes["features"] = self._with_derived(tuple(changes["features"]))
         return Schema(**{**kept, "encoder": self.encoder, **changes})
 
     def with_features(self, *features: Feature) -> Schema:
         """With these added; one of the same name is replaced in place."""
         new = {f.name: f for f in features}
-        old = [new.pop(f.name, f) for f in self.features]
+        old = [new.pop(f.name, f) for f in self.fields]
         return self.replace(features=(*old, *new.values()))
 
     def without(self, *names: str) -> Schema:
         for name in names:
             self.feature(name)
-        return self.replace(
-            features=tuple(f for f in self.features if f.name not in names),
+        kept = [f for f in self.features if f.name not in names]
+        left = {f.name for f in kept}
+        return Schema(
+            [*kept, *(f for f in self.derived if f.name not in names and left.issuperset(f.reads))],
+            self.tasks,
             user=None if self.user in names else self.user,
             item=None if self.item in names else self.item,
+    def _with_derived(self, features: tuple[Feature, ...]) -> tuple[Feature, ...]:
+        names = {f.name for f in features}
+        return (*features, *(f for f in self.derived if f.name not in names and names.issuperset(f.reads)))
+
         )
 
     # -- files --------------------------------------------------------------------------------------------------------
     def to_dict(self) -> dict[str, Any]:
-        out: dict[str, Any] = {"features": [f.to_dict() for f in self.features]}
+        out: dict[str, Any] = {"features": [f.to_dict() for f in self.fields]}
         if self.tasks:
             out["tasks"] = [t.to_dict() for t in self.tasks]
+        """Without these, and without what is made of them."""
         for key in ("user", "item", "time"):
             if getattr(self, key) is not None:
                 out[key] = getattr(self, key)
         return out
 
     @classmethod
+            time=self.time,
+            encoder=self.encoder,
     def from_dict(cls, data: dict[str, Any]) -> Schema:
         """The schema that `to_dict` wrote, or that a person wrote as YAML or JSON.
 
@@ -305,8 +332,10 @@ class Schema:
     def _check_features(self) -> None:
         for f in self.features:
             if not isinstance(f, Feature):
-                raise SchemaError(f"A schema's features are Categorical, Numeric, Text, Vector or History; got {f!r}.")
-        names = [f.name for f in self.features]
+                raise SchemaError(
+                    f"A schema's features are Categorical, Numeric, Text, Vector, History, Crossed or Hits; got {f!r}."
+                )
+        names = [f.name for f in self.fields]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise SchemaError(f"Feature {twice[0]!r} is declared twice. Give each column one feature.")
@@ -331,7 +360,7 @@ class Schema:
 
     def _check_tables(self) -> None:
         first: dict[str, Any] = {}
-        for f in self.features:
+        for f in self.fields:
             if not is_embedded(f):
                 continue
             other = first.setdefault(f.table_name, f)  # type: ignore[attr-defined]
@@ -340,6 +369,8 @@ class Schema:
                 if a != b:
                     raise SchemaError(
                         f"{type(f).__name__} {f.name!r} gives table {other.table_name!r} {what} {b}, {other.name!r} gives it {a}. "
+        made = (self._crossed(f) if isinstance(f, Crossed) else self._hits(f) for f in self.derived)
+        object.__setattr__(self, "derived", tuple(made))
                         f"Give one {what}, or another table= name."
                     )
             if type(f) is not type(other) or (isinstance(f, Numeric) and f is not other):

@@ -72,7 +72,7 @@ class STAR(Model):
         self.domain, domains = domain.name, max(domain.size - FIRST, 0)  # type: ignore[operator]
         self.outputs = {t.name: tasks.outputs(t) for t in schema.tasks if not t.derived}
         self.inputs = Inputs(schema, dim)
-        self.roles = tuple(dict.fromkeys(f.role for f in schema.features if f.role != "domain"))
+        self.roles = tuple(dict.fromkeys(f.role for f in schema.fields if f.role != "domain"))
         if not self.roles:
             raise SchemaError("STAR needs features beside the domain, and none is declared.")
         widths = (self.inputs.width(*self.roles), *hidden, sum(self.outputs.values()))

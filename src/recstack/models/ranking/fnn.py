@@ -94,7 +94,7 @@ class FNN(Model):
         lines, inputs = getattr(fm, "first_order", None), getattr(fm, "inputs", None)
         if not isinstance(lines, ByName) or not isinstance(inputs, Inputs):
             raise ConfigError(f"FNN starts from an rs.ranking.FM; got {type(fm).__name__}.")
-        if fm.schema.features != self.schema.features:
+        if fm.schema.fields != self.schema.fields:
             raise SchemaError("The FM was trained on other features than this FNN declares; give both one schema.")
         if inputs.dim != self.inputs.dim:
             raise ConfigError(f"The FM's vectors have length {inputs.dim}; build FNN(schema, dim={inputs.dim}).")

@@ -79,7 +79,8 @@ class _IdVectors(nn.Module):
 
     def __init__(self, schema: Schema, dim: int):
         super().__init__()
-        self.plain = [f.name for f in schema.features if not (isinstance(f, History) or is_embedded(f))]
+        columns = [f for f in schema.features if not (isinstance(f, History) or is_embedded(f))]
+        self.plain = [f.name for f in columns if getattr(f, "embedding", None) is None]
         self.inputs = Inputs(schema, dim, stacked=True)
 
     def forward(self, batch: Mapping[str, Tensor], fields: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class _FieldVectors(nn.Module):
 
     def __init__(self, schema: Schema, dim: int):
         super().__init__()
-        self.weights = mlp.linear(len(schema.features) * dim, 1, bias=False)
+        self.weights = mlp.linear(len(schema.fields) * dim, 1, bias=False)
 
     def forward(self, batch: Mapping[str, Tensor], fields: Tensor) -> Tensor:
         with torch.autocast(fields.device.type, enabled=False):

@@ -82,9 +82,9 @@ class GwPFM(Model):
 def _groups(schema: Schema, groups: str | Sequence[Sequence[str]]) -> dict[str, str]:
     """The group of each feature."""
     if groups == "role":
-        return {f.name: f.role for f in schema.features}
+        return {f.name: f.role for f in schema.fields}
     if groups == "field":
-        return {f.name: f.name for f in schema.features}
+        return {f.name: f.name for f in schema.fields}
     if isinstance(groups, str):
         raise unknown("grouping", groups, ("role", "field"))
     found: dict[str, str] = {}
@@ -93,4 +93,4 @@ def _groups(schema: Schema, groups: str | Sequence[Sequence[str]]) -> dict[str, 
             if schema.feature(name).name in found:
                 raise ConfigError(f"Feature {name!r} is in two groups, {found[name]!r} and {' + '.join(members)!r}.")
             found[name] = " + ".join(members)
-    return {f.name: found.get(f.name, "others") for f in schema.features}
+    return {f.name: found.get(f.name, "others") for f in schema.fields}

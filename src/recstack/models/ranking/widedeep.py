@@ -14,16 +14,12 @@ from torch import Tensor, nn
 
 from recstack.errors import ConfigError, SchemaError
 from recstack.features import FirstOrder, Heads, Inputs
-from recstack.features.codes import hashed
-from recstack.features.inputs import column, padded
+from recstack.features.derived import crossed, longest_list, values_of
 from recstack.features.tables import Ask, Tables
 from recstack.models.base import Model
 from recstack.nn.mlp import MLP
 from recstack.nn.names import ByName
-from recstack.schema import CANDIDATE_ROLES, Feature, History, Schema, is_embedded, is_multi
-
-COMBINATIONS = 64  # of the values of lists, at most, in one cross
-_MIXER = -0x61C8864680B583EB  # an odd 64-bit multiplier
+from recstack.schema import Feature, History, Schema, is_embedded
 
 
 class WideDeep(Model):
@@ -128,35 +124,6 @@ class _Crosses(nn.Module):
         """``[R, L]``, or ``[R, 1]`` where all are of the request; `lead` is R, L."""
         asks = []
         for table, features in self.crosses.items():
-            lists = max(1, sum(is_multi(f) for f in features))
-            most = int(COMBINATIONS ** (1 / lists) + 1e-9)
-            parts = [_values(batch, f, lead, most) for f in features]
+            parts = [values_of(batch, f, lead, longest_list(features)) for f in features]
             asks.append(Ask(table, crossed(parts, self.buckets), column=table))
         return reduce(torch.add, [found.sum((-2, -1)) for found in self.tables.gather(asks)])
-
-
-def _values(batch: Mapping[str, Tensor], f: Feature, lead: Sequence[int], most: int) -> Tensor:
-    """Ids of a feature ``[R, L, K]``, or ``[R, 1, K]`` of the request's; of lists at most the first `most`."""
-    ids = column(batch, f"{f.of[0]}@{f.name}" if isinstance(f, History) else f.name)
-    offsets = batch.get(f"{f.name}@offsets")
-    if offsets is not None:
-        ids = padded(ids, offsets)
-    elif not isinstance(f, History) and not is_multi(f):
-        ids = ids.unsqueeze(-1)
-    if is_multi(f):
-        ids = ids[..., :most]
-    return ids.reshape(*lead, ids.shape[-1]) if f.role in CANDIDATE_ROLES else ids.unsqueeze(-2)
-
-
-def crossed(parts: Sequence[Tensor], buckets: int) -> Tensor:
-    """All combinations of the ids of several features ``[..., K_1], [..., K_2], …``: ids 1 … `buckets`, ``[..., K_1 K_2 …]``.
-
-    0, where one of a combination's parts is 0.
-    """
-
-    def joined(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        key = (a[0] * _MIXER).unsqueeze(-1) + b[0].unsqueeze(-2)
-        return key.flatten(-2), (a[1].unsqueeze(-1) & b[1].unsqueeze(-2)).flatten(-2)
-
-    key, live = reduce(joined, [(ids.long(), ids > 0) for ids in parts])
-    return hashed(key & 0x7FFFFFFFFFFFFFFF, buckets, 0) * live

@@ -74,7 +74,7 @@ class DSSM(Retriever):
     ):
         super().__init__(schema)
         self.examples_per_user = examples_per_user
-        own = schema.without(*[f.name for f in schema.by_role("pair")])  # a pair is known to neither tower
+        own = schema.without(*[f.name for f in schema.fields if f.role == "pair"])  # a pair is known to neither tower
         self.inputs = Inputs(own, dim, history=history, std=0.02)
         self.user_tower = MLP(self.inputs.width("user", "context", "domain", "history"), hidden[:-1], dropout=dropout)
         self.item_tower = MLP(self.inputs.width("item"), hidden[:-1], dropout=dropout)
