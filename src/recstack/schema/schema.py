@@ -12,7 +12,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from recstack.errors import SchemaError, unknown
-from recstack.schema.features import KINDS, TABLE_OPTIONS, Categorical, Feature, History, Numeric, is_embedded
+from recstack.schema.features import (
+    CANDIDATE_ROLES,
+    KINDS,
+    REQUEST_ROLES,
+    TABLE_OPTIONS,
+    Categorical,
+    Crossed,
+    Feature,
+    History,
+    Hits,
+    Numeric,
+    is_derived,
+    is_embedded,
+)
 
 TASK_KINDS = ("binary", "regression", "multiclass", "histogram")
 
@@ -148,6 +161,7 @@ class Schema:
     item: str | None = None
     time: str | None = None
     encoder: Any = field(default=None, compare=False, repr=False, hash=False)
+    derived: tuple[Crossed | Hits, ...] = ()
 
     def __init__(
         self,
@@ -163,7 +177,6 @@ class Schema:
         features = tuple(features)
         put(self, "features", tuple(f for f in features if not is_derived(f)))
         put(self, "derived", tuple(f for f in features if is_derived(f)))
-    derived: tuple[Crossed | Hits, ...] = ()
         put(self, "tasks", tuple(tasks))
         put(self, "user", user or self._key("user"))
         put(self, "item", item or self._key("item"))
@@ -177,7 +190,7 @@ class Schema:
         for f in self.fields:
             if f.name == name:
                 return f
-        raise unknown("feature", name, [f.name for f in self.features], SchemaError)
+        raise unknown("feature", name, [f.name for f in self.fields], SchemaError)
 
     def task(self, name: str) -> Task:
         for t in self.tasks:
@@ -185,7 +198,18 @@ class Schema:
                 return t
         raise unknown("task", name, [t.name for t in self.tasks], SchemaError)
 
+    @property
+    def fields(self) -> tuple[Feature, ...]:
+        """What models read: the columns, then what is made of them."""
+        return (*self.features, *self.derived)
+
+    @property
+    def timed(self) -> bool:
+        """Whether a feature looks back in time, so that batches carry times."""
+        return any(isinstance(f, Hits) and f.within for f in self.derived)
+
     def by_role(self, *roles: str) -> tuple[Feature, ...]:
+        """The columns of these roles."""
         return tuple(f for f in self.features if f.role in roles)
 
     @property
@@ -198,18 +222,7 @@ class Schema:
 
     @property
     def tables(self) -> dict[str, int | None]:
-    @property
-    def fields(self) -> tuple[Feature, ...]:
-        """What models read: the columns, then what is made of them."""
-        return (*self.features, *self.derived)
-
-    @property
-    def timed(self) -> bool:
-        """Whether a feature looks back in time, so that batches carry times."""
-        return any(isinstance(f, Hits) and f.within for f in self.derived)
-
         """Rows of each embedding table, {table: size}."""
-        """The columns of these roles."""
         return {f.table_name: f.size for f in self.fields if is_embedded(f)}  # type: ignore[attr-defined]
 
     @property
@@ -244,6 +257,10 @@ class Schema:
             changes["features"] = self._with_derived(tuple(changes["features"]))
         return Schema(**{**kept, "encoder": self.encoder, **changes})
 
+    def _with_derived(self, features: tuple[Feature, ...]) -> tuple[Feature, ...]:
+        names = {f.name for f in features}
+        return (*features, *(f for f in self.derived if f.name not in names and names.issuperset(f.reads)))
+
     def with_features(self, *features: Feature) -> Schema:
         """With these added; one of the same name is replaced in place."""
         new = {f.name: f for f in features}
@@ -251,6 +268,7 @@ class Schema:
         return self.replace(features=(*old, *new.values()))
 
     def without(self, *names: str) -> Schema:
+        """Without these, and without what is made of them."""
         for name in names:
             self.feature(name)
         kept = [f for f in self.features if f.name not in names]
@@ -260,10 +278,8 @@ class Schema:
             self.tasks,
             user=None if self.user in names else self.user,
             item=None if self.item in names else self.item,
-    def _with_derived(self, features: tuple[Feature, ...]) -> tuple[Feature, ...]:
-        names = {f.name for f in features}
-        return (*features, *(f for f in self.derived if f.name not in names and names.issuperset(f.reads)))
-
+            time=self.time,
+            encoder=self.encoder,
         )
 
     # -- files --------------------------------------------------------------------------------------------------------
@@ -271,15 +287,12 @@ class Schema:
         out: dict[str, Any] = {"features": [f.to_dict() for f in self.fields]}
         if self.tasks:
             out["tasks"] = [t.to_dict() for t in self.tasks]
-        """Without these, and without what is made of them."""
         for key in ("user", "item", "time"):
             if getattr(self, key) is not None:
                 out[key] = getattr(self, key)
         return out
 
     @classmethod
-            time=self.time,
-            encoder=self.encoder,
     def from_dict(cls, data: dict[str, Any]) -> Schema:
         """The schema that `to_dict` wrote, or that a person wrote as YAML or JSON.
 
@@ -356,7 +369,46 @@ class Schema:
                 raise SchemaError(
                     f"History {h.name!r}: the first of of= is the item's key {self.item!r}; got {h.of[0]!r}."
                 )
+        made = (self._crossed(f) if isinstance(f, Crossed) else self._hits(f) for f in self.derived)
+        object.__setattr__(self, "derived", tuple(made))
         self._check_tables()
+
+    def _part(self, f: Crossed | Hits, name: str) -> Feature:
+        """A column that a feature is made of."""
+        if name not in self.names:
+            raise unknown(f"feature that {type(f).__name__} {f.name!r} reads", name, self.names, SchemaError)
+        return self.feature(name)
+
+    def _crossed(self, f: Crossed) -> Crossed:
+        """With its role, and its parts in the schema's order."""
+        parts = [self._part(f, name) for name in f.of]
+        for part in parts:
+            if not is_embedded(part) and not isinstance(part, History):
+                raise SchemaError(
+                    f"Crossed {f.name!r} reads {part.name!r}, which has no ids; bucketise it, or leave it out."
+                )
+        if sum(isinstance(part, History) for part in parts) > 1:
+            raise SchemaError(f"Crossed {f.name!r} has several histories; one is enough.")
+        roles = {"user" if part.role == "history" else part.role for part in parts}
+        shared = roles.pop() if len(roles) == 1 else "context" if roles.issubset(REQUEST_ROLES) else "pair"
+        return dataclasses.replace(f, role=shared, of=tuple(n for n in self.names if n in f.of))
+
+    def _hits(self, f: Hits) -> Hits:
+        """With the feature of the history that it reads."""
+        target, history, of = self._part(f, f.target), self._part(f, f.history), f.of or f.target
+        if not isinstance(target, Categorical) or target.role not in CANDIDATE_ROLES:
+            raise SchemaError(f"Hits {f.name!r}: target={f.target!r} is no Categorical of the candidates.")
+        if not isinstance(history, History):
+            raise SchemaError(f"Hits {f.name!r}: history={f.history!r} is a {type(history).__name__}, not a History.")
+        if of not in history.of:
+            raise unknown(f"of= of Hits {f.name!r} in History {f.history!r}", of, history.of, SchemaError)
+        if getattr(self.feature(of), "table_name", None) != target.table_name:
+            raise SchemaError(
+                f"Hits {f.name!r} holds {f.target!r} against {of!r}, whose ids mean other values; give both one table=."
+            )
+        if f.within and self.time is None:
+            raise SchemaError(f"Hits {f.name!r}: within= looks back in time; name the time column, Schema(..., time=).")
+        return dataclasses.replace(f, of=of)
 
     def _check_tables(self) -> None:
         first: dict[str, Any] = {}
@@ -369,8 +421,6 @@ class Schema:
                 if a != b:
                     raise SchemaError(
                         f"{type(f).__name__} {f.name!r} gives table {other.table_name!r} {what} {b}, {other.name!r} gives it {a}. "
-        made = (self._crossed(f) if isinstance(f, Crossed) else self._hits(f) for f in self.derived)
-        object.__setattr__(self, "derived", tuple(made))
                         f"Give one {what}, or another table= name."
                     )
             if type(f) is not type(other) or (isinstance(f, Numeric) and f is not other):
