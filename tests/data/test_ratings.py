@@ -1,6 +1,5 @@
 """Mean normalisation by hand, and the choice of what to ask a newcomer."""
 
-import doctest
 import math
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 import recstack as rs
-from recstack.data import ratings
 
 
 def rated(seed: int = 0, n: int = 400) -> rs.Log:
@@ -88,7 +86,3 @@ def test_what_cannot_be():
         rs.MeanNormalisation().fit(rs.Log(log.events.with_columns(stars=pl.lit(None, pl.Float64)), log.schema))
     with pytest.raises(rs.SchemaError, match="Did you mean 'shelf'"):
         rs.onboarding(log, category="shelv")
-
-
-def test_examples_run():
-    assert doctest.testmod(ratings).failed == 0
