@@ -23,9 +23,10 @@ class TWIN(Model):
     .. math:: \alpha_l = \frac{(e_l K)(e_t Q)^\top}{\sqrt d}, \qquad v_u(t) = \sum_{l \in \mathrm{top}_k \alpha}
         \mathrm{softmax}(\alpha)_l\, e_l V, \qquad z = \mathrm{MLP}([v_u(t); v^s_u(t); e_t; \dots])
 
-    Keys are computed once per step, not once per candidate. Histories ``[R, T]``, candidates ``[R, L]``; values are made
-    for the k steps found only. The newest steps are read by DIN's attention besides, v^s. Departs from the paper: no
-    bias by features of user and item together, and the steps are chosen by the mean of the heads.
+    The search makes keys once per step, not once per candidate, and keeps none of them. Histories ``[R, T]``, candidates
+    ``[R, L]``; keys and values that learn are those of the k steps found. The newest steps are read by DIN's attention
+    besides, v^s. Departs from the paper: no bias by features of user and item together, and the steps are chosen by the
+    mean of the heads.
 
     Args:
         schema: a fitted schema with at least one History.

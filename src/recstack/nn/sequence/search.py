@@ -127,15 +127,15 @@ class SharedSearch(Search):
         self.attention = MultiHead(width, heads)
 
     def long(self, query: Tensor, sequence: Tensor, mask: Tensor) -> Tensor:
-        a = self.attention
-        q, k = a.split(a.query(query)), a.split(a.key(sequence))
-        score = (q @ k.transpose(-1, -2)).float() / a.size**0.5  # [R, heads, L, T]
-        index, there = top_steps(score.detach().mean(1), mask.unsqueeze(-2).expand(-1, query.shape[1], -1), self.keep)
-        kept = score.gather(-1, index.unsqueeze(1).expand(-1, a.heads, -1, -1))  # [R, heads, L, K]
-        weight = masked_softmax(kept, there.unsqueeze(1))
-        values = a.value(picked(sequence, index)).unflatten(-1, (a.heads, a.size))  # [R, L, K, heads, d]
-        y = torch.einsum("rhlk,rlkhd->rlhd", weight.to(values.dtype), values).flatten(-2)
-        return a.out(y) * there.any(-1, keepdim=True)
+        a, live = self.attention, mask.unsqueeze(-2).expand(-1, query.shape[1], -1)
+        q = a.query(query).unflatten(-1, (a.heads, a.size))  # [R, L, heads, d]
+        with torch.no_grad():  # the mean of the heads is one product of all heads at once
+            index, there = top_steps((q.flatten(-2) @ a.key(sequence).transpose(-1, -2)).float(), live, self.keep)
+        steps = picked(sequence, index)  # [R, L, K, W]
+        k, v = (x.unflatten(-1, (a.heads, a.size)) for x in (a.key(steps), a.value(steps)))
+        score = torch.einsum("rlhd,rlkhd->rlhk", q, k) / a.size**0.5
+        weight = masked_softmax(score, there.unsqueeze(-2)).to(v.dtype)
+        return a.out(torch.einsum("rlhk,rlkhd->rlhd", weight, v).flatten(-2)) * there.any(-1, keepdim=True)
 
 
 class SoftSearch(Search):
@@ -160,7 +160,8 @@ class SoftSearch(Search):
         return (self.relevance(query, sequence) * mask.unsqueeze(-2)) @ sequence
 
     def long(self, query: Tensor, sequence: Tensor, mask: Tensor) -> Tensor:
-        score = self.relevance(query, sequence).detach().float()
+        with torch.no_grad():
+            score = self.relevance(query, sequence).float()
         index, there = top_steps(score, mask.unsqueeze(-2).expand(score.shape), self.keep)
         return self.read(query, picked(sequence, index), there)
 
