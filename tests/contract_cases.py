@@ -75,7 +75,20 @@ CASES = [
     Case(ranking.FmFM, {"dim": 6}, band=0.9, exempt=SECOND, label="matrixed"),
     Case(ranking.HOFM, {"dim": 6, "order": 4, "shared": True}, testing.schema(tasks=FUNNEL), band=0.9),
     Case(ranking.HOFM, {"dim": 6}, band=0.9, exempt=SECOND, label="separate"),
-    Case(ranking.GwPFM, {"dim": 6, "groups": "field"}, testing.schema(tasks=FUNNEL), band=0.9),
+    Case(
+        ranking.GwPFM,
+        {"dim": 6, "groups": "field", "hidden": (16, 8), "dropout": 0.1},
+        testing.schema(tasks=MANY),
+        band=0.9,
+    ),
+    Case(
+        ranking.GwPFM,
+        {"dim": 6, "groups": "field"},
+        testing.schema(tasks=FUNNEL),
+        band=0.9,
+        exempt=SECOND,
+        label="fields",
+    ),
     Case(ranking.GwPFM, {"dim": 6}, band=0.9, exempt=SECOND, label="roles"),
     Case(
         ranking.AFM,
@@ -454,6 +467,20 @@ CASES = [
         band=0.9,
     ),
     Case(
+        ranking.LatentCross,
+        {
+            "dim": 6,
+            "context": ("user_id", "hour"),
+            "place": "before",
+            "hidden": (16, 8),
+            "activation": "dice",
+            "dropout": 0.1,
+        },
+        testing.schema(tasks=MANY),
+        band=0.9,
+    ),
+    Case(ranking.LatentCross, {"dim": 6, "hidden": (16, 8)}, band=0.9, exempt=SECOND, label="both"),
+    Case(
         ranking.HMoE,
         {
             "dim": 6,
@@ -594,9 +621,19 @@ CASES = [
     ),
     Case(
         ranking.RankMixer,
-        {"dim": 6, "tokens": 4, "width": 16, "layers": 1, "expansion": 2, "dropout": 0.1},
+        {
+            "dim": 6,
+            "tokens": 4,
+            "width": 16,
+            "layers": 1,
+            "expansion": 2,
+            "experts": 3,
+            "sparsity": 0.01,
+            "dropout": 0.1,
+        },
         band=0.9,
     ),
+    Case(ranking.RankMixer, {"dim": 6, "tokens": 4, "width": 16}, band=0.9, exempt=SECOND, label="dense"),
     Case(
         pre_ranking.COLD,
         {

@@ -9,7 +9,7 @@ from torch import nn
 
 from recstack import testing
 from recstack.errors import ConfigError, SchemaError
-from recstack.models.ranking import AdaF2M2, HMoE
+from recstack.models.ranking import AdaF2M2, GwPFM, HMoE, RankMixer
 from recstack.models.ranking.adaf2m2 import copied
 from recstack.models.ranking.hmoe import EXPERTS
 from recstack.schema import Categorical, Numeric, Schema, Task
@@ -210,3 +210,60 @@ def test_adaf2m2_names_what_is_wrong():
         adapted(share=(0.5, 0.1))
     with pytest.raises(SchemaError, match="Did you mean 'user'"):
         adapted(state=("usr",))
+
+
+# -- experts of RankMixer, the MLP of GwPFM ---------------------------------------------------------------------------
+def test_rankmixers_experts_by_the_equation():
+    model = testing.wake(RankMixer(small(), dim=3, tokens=3, width=6, layers=1, expansion=2, experts=2))
+    routed, x = model.blocks[0].feed, torch.randn(5, 3, 6)
+    fast, gate = routed(x)
+    assert (gate == 0).any()
+    assert (gate > 0).any()
+    for r in range(5):
+        for t in range(3):
+            wanted = (x[r, t] @ routed.route.weight[t] + routed.route.bias[t]).clamp(min=0)
+            torch.testing.assert_close(gate[r, t], wanted)
+            slow = torch.zeros(6)
+            for e in range(2):
+                k = 2 * t + e
+                hidden = F.gelu(x[r, t] @ routed.first.weight[k] + routed.first.bias[k])
+                slow += wanted[e] * (hidden @ routed.second.weight[k] + routed.second.bias[k])
+            torch.testing.assert_close(fast[r, t], slow)
+
+
+def test_rankmixers_routing_loss_is_the_mean_gate_of_the_live_rows_and_closes_gates():
+    model = testing.wake(RankMixer(small(), dim=3, tokens=3, width=6, layers=2, experts=2, sparsity=0.5))
+    batch = testing.batch(small(), 6, 3, mask=True)
+    gates = model._logits(batch)[1]
+    live = [gate[r, l].sum() for gate in gates for r in range(6) for l in range(3) if batch["@mask"][r, l]]
+    torch.testing.assert_close(model.losses(batch)["routing"], 0.5 * torch.stack(live).mean())
+    assert list(RankMixer(small(), tokens=3, width=6).losses(batch)) == ["click"]
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model.losses(batch)["routing"].backward()
+        optimizer.step()
+    left = sum(float((gate > 0).sum()) for gate in model._logits(batch)[1])
+    assert left < 0.5 * sum(float((gate > 0).sum()) for gate in gates)
+
+
+@pytest.mark.parametrize("groups", ["field", "role"])
+def test_gwpfms_mlp_reads_the_products_that_the_sum_adds_up(groups):
+    schema = small([Task("click"), Task("shelf", kind="multiclass", classes=3)])
+    model = testing.wake(GwPFM(schema, dim=3, groups=groups, hidden=(5,)))
+    batch = testing.batch(schema, 3, 2)
+    fields = model.inputs(batch).stack()
+    names, found = list(model.inputs.widths), model.products(fields)
+    of = {n: model.groups.index(schema.feature(n).role if groups == "role" else n) for n in names}
+    each = fields.unflatten(-1, (len(model.groups), 3))
+    slow = torch.zeros_like(found)
+    place = {pair: p for p, pair in enumerate(zip(*torch.triu_indices(*[len(model.groups)] * 2).tolist(), strict=True))}
+    for i, a in enumerate(names):
+        for j in range(i + 1, len(names)):
+            g, h = of[a], of[names[j]]
+            slow[..., place[min(g, h), max(g, h)], :] += each[..., i, h, :] * each[..., j, g, :]
+    torch.testing.assert_close(found, slow)
+    hidden = model.mlp((slow * model.weight.unsqueeze(-1)).flatten(-2))
+    shallow = model.heads.layers["click"](hidden).squeeze(-1) + model.first_order["click"](batch)
+    torch.testing.assert_close(model(batch)["click"], shallow)
+    torch.testing.assert_close(model(batch)["shelf"], model.heads.layers["shelf"](hidden))

@@ -1,12 +1,12 @@
-"""TransAct and HSTU against loops written from the papers."""
+"""TransAct, HSTU and latent cross against loops written from the papers."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from recstack import testing
-from recstack.errors import ConfigError
-from recstack.models.ranking import HSTU, TransAct
+from recstack.errors import ConfigError, SchemaError
+from recstack.models.ranking import HSTU, LatentCross, TransAct
 from recstack.nn.sequence.hstu import BUCKETS, TargetHSTU, time_bucket
 from recstack.schema import Categorical, History, Schema, Task, Vector
 
@@ -193,7 +193,69 @@ def test_transact_trains_with_times_jagged_or_padded():
         TransAct(schema(), columns=0)
 
 
-@pytest.mark.parametrize("model", [HSTU, TransAct])
+# -- latent cross -----------------------------------------------------------------------------------------------------
+def test_without_crosses_it_is_the_gru():
+    model = testing.wake(LatentCross(schema(), dim=3, hidden=(4,)))
+    batch = testing.batch(schema(), 4, 2)
+    with torch.no_grad():
+        for part in (model.before, model.after):
+            for p in part.parameters():
+                p.zero_()
+    slots = model.inputs(batch)
+    steps, mask = slots.sequence("seen")
+    state = model.state(batch, "seen", steps, mask)
+    for r in range(4):
+        n = int(mask[r].sum())
+        slow = model.grus["seen"].cell(steps[r : r + 1, :n])[1][0, 0] if n else torch.zeros(6)
+        torch.testing.assert_close(state[r], slow)
+    request, candidate = slots.sides()
+    x = torch.cat([torch.cat([request, state], -1).unsqueeze(1).expand(-1, 2, -1), candidate], -1)
+    torch.testing.assert_close(model(batch)["click"], model.heads(model.mlp(x))["click"])
+
+
+def test_it_begins_near_the_identity():
+    model, batch = LatentCross(schema().without("place"), dim=8), testing.batch(schema(), 64, 1)
+    ones = torch.ones(64, 1, 16)
+    for part in (model.before["seen"], model.after["seen"]):
+        assert 0 < (part(batch, ones) - 1).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("place", ["before", "after", "both"])
+def test_contexts_cross_where_they_should(place):
+    model = testing.wake(LatentCross(schema(), dim=3, place=place, hidden=(4,)))
+    batch = testing.batch(schema(), 4, 2)
+    steps, mask = model.inputs(batch).sequence("seen")
+
+    def crossed(cross, r, h):
+        w = cross.inputs.tables.weight("hour")[int(batch["hour"][r]) - 1]
+        return (1 + w + cross.inputs.lifts["place"].weight @ batch["place"][r]) * h
+
+    state = model.state(batch, "seen", steps, mask)
+    assert (bool(len(model.before)), bool(len(model.after))) == (place != "after", place != "before")
+    for r in range(4):
+        x = steps[r, : int(mask[r].sum())]
+        h = torch.zeros(6)
+        if place != "after":
+            x = crossed(model.before["seen"], r, x)
+        if len(x):
+            h = model.grus["seen"].cell(x[None])[1][0, 0]
+        if place != "before":
+            h = crossed(model.after["seen"], r, h)
+        torch.testing.assert_close(state[r], h)
+
+
+def test_latent_cross_needs_a_context_and_knows_its_places():
+    with pytest.raises(SchemaError, match="LatentCross needs a feature with role='context' or 'user'"):
+        LatentCross(schema().without("hour", "place", "user"))
+    with pytest.raises(SchemaError, match="'shelf' has role='item'"):
+        LatentCross(schema(), context=("shelf",))
+    crossing = LatentCross(schema().without("hour", "place")).before["seen"].inputs
+    assert list(crossing.widths) == ["user"], "without a context, the user's own features cross"
+    with pytest.raises(ConfigError, match="Did you mean 'after'"):
+        LatentCross(schema(), place="aftr")
+
+
+@pytest.mark.parametrize("model", [HSTU, TransAct, LatentCross])
 def test_several_histories_and_a_finite_score_without_a_past(model):
     two = schema().replace(features=[*schema().features, History("liked", of=("item",), max_len=3)])
     net, batch = testing.wake(model(two, dim=4, hidden=(6,))), testing.batch(two, 4, 2)

@@ -24,9 +24,10 @@ class AdaF2M2(Model):
     .. math:: z = f(a \odot E), \qquad a = \sigma\big(\mathrm{MLP}(\mathrm{sg}[e_{state}; \lVert e_1 \rVert; \dots; \lVert e_F \rVert])\big),
         \qquad \mathcal L = \ell(z, y) + \frac{\alpha}{k} \sum_{c=1}^{k} \ell\big(f(E^{(c)}), y\big)
 
-    f is a cross network (DCN V2) beside an MLP, over fields ``[R, L, F, dim]``; a is one weight for each field of each row;
-    sg stops gradients. In a copy :math:`E^{(c)}` each field is replaced by a learned vector with a probability drawn anew
-    for each row and copy from U(`share`). Copies exist in training only: `forward` and what is exported know nothing of them.
+    f is a cross network (DCN V2) beside an MLP, over fields ``[R, L, F, dim]``; a is one weight for each field of each
+    row; sg stops gradients. In a copy :math:`E^{(c)}` each field is replaced by a learned vector with a probability
+    drawn anew for each row and copy from U(`share`). Copies exist in training only: `forward` and what is exported know
+    nothing of them.
 
     Args:
         schema: a fitted schema.

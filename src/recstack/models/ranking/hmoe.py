@@ -40,8 +40,8 @@ class HMoE(Model):
     Args:
         schema: a fitted schema.
         dim: embedding width, of each group.
-        experts: names of those above; a tuple of names inside is a group whose experts share their tables. A class in place
-            of a name is given (fields, dim), maps ``[..., F, D]`` to ``[..., width]`` and has that `width`.
+        experts: names of those above; a tuple of names inside is a group whose experts share their tables. A class in
+            place of a name is given (fields, dim), maps ``[..., F, D]`` to ``[..., width]`` and has that `width`.
         expert_hidden: widths of each expert's MLP, at least one.
         fusion: "gate" (weights from all embeddings), "sum", or "weighted" (one learned weight each, a softmax of them).
         hidden: widths of the MLP on top.

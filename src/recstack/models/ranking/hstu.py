@@ -24,13 +24,14 @@ class HSTU(Model):
 
     .. math::
         U, V, Q, K = \mathrm{SiLU}(W_1\,\mathrm{LN}(X)), \qquad
-        X \leftarrow X + W_2\Big(\mathrm{LN}\big(\tfrac1N\,\mathrm{SiLU}(Q K^\top + r_{pos} + r_{time})\, V\big) \odot U\Big),
+        X \leftarrow X + W_2\Big(\mathrm{LN}\big(\tfrac1N\,\mathrm{SiLU}(Q K^\top + r_{pos} + r_{time})\, V\big) \odot
+            U\Big),
         \qquad z = \mathrm{MLP}([x_t; e_t; \dots])
 
-    Histories ``[R, T]`` are read once for all candidates ``[R, L]``, which do not see one another. Distances in time need a
-    loader with ``times=True``; without times all steps share one bucket. Departs from the paper: a history holds steps of
-    one kind, so there are no action tokens between them; features that are no history go into the MLP instead of the
-    sequence; each history has a stack of its own.
+    Histories ``[R, T]`` are read once for all candidates ``[R, L]``, which do not see one another. Distances in time
+    need a loader with ``times=True``; without times all steps share one bucket. Departs from the paper: a history holds
+    steps of one kind, so there are no action tokens between them; features that are no history go into the MLP instead
+    of the sequence; each history has a stack of its own.
 
     Args:
         schema: a fitted schema with at least one History.

@@ -31,7 +31,7 @@ class SIM(Model):
     The soft search learns from a loss of its own, that of :math:`\mathrm{MLP}([\sum_l r_l e_l; e_t])`. The hard search
     takes the newest k steps of the target's category instead. Histories ``[R, T]``, candidates ``[R, L]``; vectors are
     kept for the k steps found. The newest steps are read by DIN's attention besides, v^s (DIEN in the paper). Departs from
-    the paper: the attention reads no embedding of the time between a step and the request, whether a batch has times or not.
+    the paper: the attention reads no embedding of the time between a step and the request, also where a batch has times.
 
     Args:
         schema: a fitted schema with at least one History.

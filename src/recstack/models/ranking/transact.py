@@ -29,12 +29,12 @@ class TransAct(Model):
     .. math:: S = \mathrm{Transformer}([h_l; e_t]_l), \qquad x = [S_1; \dots; S_K; W \max_l S_l; e_t; \dots], \qquad
         z = \mathrm{MLP}(\mathrm{Cross}(x))
 
-    In training, steps of the last U(0, `window`) seconds before each request are left out, so that the model does not run
-    after the very last action; for that the loader gives times (``times=True``). Columns are counted back from the target,
-    and what is not there is zeros. Candidates ``[R, L]``, tokens ``[R, L, T, 2 W]``. Departs from the paper: a history holds
-    steps of one kind, so tokens have no action embedding; the columns themselves say the order, and no vector PinnerFormer
-    learned from older actions is added. Departs from the public code: what the window hides is not read at all, the newest
-    step neither.
+    In training, steps of the last U(0, `window`) seconds before each request are left out, so that the model does not
+    run after the very last action; for that the loader gives times (``times=True``). Columns are counted back from the
+    target, and what is not there is zeros. Candidates ``[R, L]``, tokens ``[R, L, T, 2 W]``. Departs from the paper: a
+    history holds steps of one kind, so tokens have no action embedding; the columns themselves say the order, and no
+    vector PinnerFormer learned from older actions is added. Departs from the public code: what the window hides is not
+    read at all, the newest step neither.
 
     Args:
         schema: a fitted schema with at least one History.

@@ -30,9 +30,9 @@ class TargetHSTU(Pooling):
         A_{ij} = \tfrac1N\,\mathrm{SiLU}(\langle q_i, k_j \rangle + p_{i-j} + b_{t_i - t_j}), \quad j \le i, \qquad
         X \leftarrow X + W_2 (\mathrm{LN}(A V) \odot U)
 
-    (Zhai et al., ICML 2024, https://arxiv.org/abs/2402.17152.) Nothing is normalised over steps, so that the strength of an
-    interest survives; N is `steps`, whatever the padding. Steps see steps before them, and never a target: they are read
-    once for all targets, and targets do not see one another.
+    (Zhai et al., ICML 2024, https://arxiv.org/abs/2402.17152.) Nothing is normalised over steps, so that the strength
+    of an interest survives; N is `steps`, whatever the padding. Steps see steps before them, and never a target: they
+    are read once for all targets, and targets do not see one another.
 
     Args:
         width: of queries and steps.
