@@ -6,6 +6,7 @@ import torch
 from contract_cases import CASES
 from recstack import losses, testing
 from recstack.features import tasks
+from recstack.models import retrieval
 from recstack.models.base import Model, Reranker, Retriever
 from recstack.schema import Task
 
@@ -40,6 +41,19 @@ def test_heads_losses_and_links_of_every_kind(case):
     assert ((read["click"] >= 0) & (read["click"] <= 1)).all()
     assert ((read["watch"] >= 0) & (read["watch"] <= 2.5)).all()
     assert (read["stay"] >= 0).all()
+
+
+def test_one_score_of_a_retriever_serves_every_kind():
+    """A score for each item: the log-odds of a pair of logits, and more of a histogram's high values."""
+    case = next(c for c in CASES if c.model is retrieval.DSSM)
+    schema = case.declared.replace(tasks=TASKS)
+    model, some = case.build(schema), testing.batch(schema, 4, 3)
+    out, read = model(some), model.predict(some)
+    score = out["order"]
+    torch.testing.assert_close(read["click"], score.sigmoid())
+    torch.testing.assert_close(read["stay"], score.exp())
+    order = score.argsort(-1)
+    assert (read["watch"].gather(-1, order).diff() >= 0).all()
 
 
 def test_rerankers_keep_their_own_usual_loss():
