@@ -38,15 +38,15 @@ class HashAttention(Pooling):
     def buckets(self, x: Tensor) -> Tensor:
         """Which bucket of each group: ``[..., W] → [..., G, 2^bits]``, one 1 in each group; without gradient."""
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            above = (x.detach().float() @ self.directions.float() > 0).unflatten(-1, (self.groups, self.bits))
-            number = (above * 2 ** torch.arange(self.bits, device=x.device)).sum(-1, keepdim=True)
+            above = (x.detach().float() @ self.directions.float() > 0).float().unflatten(-1, (self.groups, self.bits))
+            number = (above @ 2.0 ** torch.arange(self.bits, device=x.device)).unsqueeze(-1)
             return (number == torch.arange(1 << self.bits, device=x.device)).float()
 
     def forward(self, query: Tensor, sequence: Tensor, mask: Tensor, candidates: Tensor | None = None) -> Tensor:
         short = self.short(query, *newest(sequence, mask, self.recent), candidates)
         with torch.autocast(query.device.type, enabled=False):
-            where = self.buckets(sequence) * mask[..., None, None]  # [R, T, G, B]
-            sums = torch.einsum("rtgb,rtw->rgbw", where, sequence.float())
+            live = sequence.float() * mask.unsqueeze(-1)
+            sums = torch.einsum("rtgb,rtw->rgbw", self.buckets(sequence), live)
             norm = sums / (sums.square().sum(-1, keepdim=True) + 1e-12).sqrt()
             long = torch.einsum("rlgb,rgbw->rlw", self.buckets(query), norm) / self.groups
         return torch.cat([long.to(short.dtype), short], -1)
