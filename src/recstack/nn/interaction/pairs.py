@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, combinations
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def by_pair(names: Iterable[str], values: Tensor) -> dict[tuple[str, str], float]:
@@ -22,8 +24,85 @@ def by_pair(names: Iterable[str], values: Tensor) -> dict[tuple[str, str], float
 def pair_products(v: Tensor) -> Tensor:
     r"""The elementwise product of each pair of fields: ``[..., F, D] → [..., P, D]``, P = F (F - 1) / 2, in float32."""
     v = v.float()
+    if v.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        return _Products.apply(v)
+    return _products(v)
+
+
+def _products(v: Tensor) -> Tensor:
     rows = (v[..., i : i + 1, :] * v[..., i + 1 :, :] for i in range(v.shape[-2] - 1))
     return torch.cat([v[..., :0, :], *rows], -2)
+
+
+class _Products(torch.autograd.Function):
+    """Its gradient is added up in place, where autograd's own fills a tensor of all fields for each slice of them."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        ctx.save_for_backward(v)
+        return _products(v)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (v,) = ctx.saved_tensors
+        out = torch.zeros_like(v)
+        for i, part in _by_first(v.shape[-2]):
+            out[..., i + 1 :, :].addcmul_(grad[..., part, :], v[..., i : i + 1, :])
+            out[..., i, :].add_((grad[..., part, :] * v[..., i + 1 :, :]).sum(-2))
+        return out
+
+
+def kernel_products(v: Tensor, kernels: Tensor) -> Tensor:
+    r""":math:`v_i^\top W_{ij} v_j` of each pair: ``v [..., F, D]`` and ``W [P, D, D]`` give ``[..., P]``, in float32."""
+    with torch.autocast(v.device.type, enabled=False):
+        v, kernels = v.float(), kernels.float()
+        if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            return _Kernels.apply(v, kernels)
+        return _kernel_products(v, kernels)
+
+
+def _kernel_products(v: Tensor, kernels: Tensor) -> Tensor:
+    scores = [v[..., 0, :0]]
+    for i, part in _by_first(v.shape[-2]):
+        seen = (v[..., i, :] @ _side_by_side(kernels[part])).unflatten(-1, (-1, v.shape[-1]))
+        scores.append((seen * v[..., i + 1 :, :]).sum(-1))
+    return torch.cat(scores, -1)
+
+
+class _Kernels(torch.autograd.Function):
+    """What v_i's kernels make of it, D numbers a pair, is made again instead of kept."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, kernels: Tensor) -> Tensor:
+        ctx.save_for_backward(v, kernels)
+        return _kernel_products(v, kernels)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        v, kernels = ctx.saved_tensors
+        dim, to_v, to_kernels = v.shape[-1], torch.zeros_like(v), torch.empty_like(kernels)
+        for i, part in _by_first(v.shape[-2]):
+            first, kernel, g = v[..., i, :], _side_by_side(kernels[part]), grad[..., part].unsqueeze(-1)
+            to_v[..., i + 1 :, :].addcmul_((first @ kernel).unflatten(-1, (-1, dim)), g)
+            weighed = (v[..., i + 1 :, :] * g).flatten(-2)
+            to_v[..., i, :].add_(weighed @ kernel.T)
+            found = first.flatten(0, -2).T @ weighed.flatten(0, -2)
+            to_kernels[part] = found.unflatten(-1, (-1, dim)).transpose(0, 1)
+        return to_v, to_kernels
+
+
+def _by_first(fields: int) -> Iterator[tuple[int, slice]]:
+    """The first field of pairs, and where its pairs with the later ones lie."""
+    at = 0
+    for i in range(fields - 1):
+        yield i, slice(at, at := at + fields - 1 - i)
+
+
+def _side_by_side(kernels: Tensor) -> Tensor:
+    """``[P, D, D] → [D, P D]``."""
+    return kernels.transpose(0, 1).flatten(1)
 
 
 class PairWeights(nn.Module):
@@ -39,6 +118,8 @@ class PairWeights(nn.Module):
 
     `weight` is ``[P, width]``, all ones at first: then it is a factorisation machine.
     """
+
+    place: Tensor
 
     def __init__(self, fields: int, width: int = 1):
         super().__init__()
@@ -74,6 +155,8 @@ class PairMatrices(nn.Module):
     `weight` holds the matrices behind each other, ``[Σ d_i d_j]``; at first each M_ij is the identity, or as much of it as
     there is room for: then it is a factorisation machine.
     """
+
+    place: Tensor
 
     def __init__(self, widths: Sequence[int], symmetric: bool = False):
         super().__init__()
@@ -115,10 +198,4 @@ class PairMatrices(nn.Module):
 
     def each(self, v: Tensor) -> Tensor:
         """v_iᵀ M_ij v_j of every pair by itself, for fields of one width: ``[..., F, D] → [..., P]``."""
-        with torch.autocast(v.device.type, enabled=False):
-            v, matrix, d = v.float(), self.matrix(), self.widths[0]
-            scores = [v[..., 0, :0]]
-            for i in range(len(self.widths) - 1):
-                seen = v[..., i, :] @ matrix[i * d : (i + 1) * d, (i + 1) * d :]
-                scores.append((seen.unflatten(-1, (-1, d)) * v[..., i + 1 :, :]).sum(-1))
-            return torch.cat(scores, -1)
+        return kernel_products(v, self.values().view(-1, self.widths[0], self.widths[0]))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recstack.errors import unknown
+from recstack.nn.interaction.pairs import kernel_products, pair_products
 
 KERNELS = ("matrix", "vector", "number")
 
@@ -63,10 +64,9 @@ class KernelProducts(nn.Module):
     def forward(self, v: Tensor) -> Tensor:
         if self.kernel == "number":
             return inner_products(v) * self.weight
-        with torch.autocast(v.device.type, enabled=False):
-            a, b = _pairs(v.float())
-            left = a * self.weight if self.kernel == "vector" else torch.einsum("...pd,pde->...pe", a, self.weight)
-            return (left * b).sum(-1)
+        if self.kernel == "vector":
+            return (pair_products(v) * self.weight).sum(-1)
+        return kernel_products(v, self.weight)
 
 
 class PairNetworks(nn.Module):
@@ -94,14 +94,10 @@ class PairNetworks(nn.Module):
                 nn.init.xavier_normal_(weight)
 
     def forward(self, v: Tensor) -> Tensor:
-        a, b = _pairs(v)
-        x = torch.cat([a, b, a * b], -1)  # [..., P, 3 D]
+        i, j = torch.triu_indices(v.shape[-2], v.shape[-2], 1, device=v.device)
+        first = v.flatten(0, -3).transpose(0, 1).contiguous()  # [F, rows, D]: so that a pair's rows lie together
+        a, b = first.index_select(0, i), first.index_select(0, j)
+        x = torch.cat([a, b, a * b], -1)  # [P, rows, 3 D]
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            x = (torch.einsum("...pi,pio->...po", x, weight) + bias).relu()
-        return x.flatten(-2)
-
-
-def _pairs(v: Tensor) -> tuple[Tensor, Tensor]:
-    """The first and the second of each pair: ``[..., F, D] → [..., P, D]`` twice."""
-    i, j = torch.triu_indices(v.shape[-2], v.shape[-2], 1, device=v.device)
-    return v.index_select(-2, i), v.index_select(-2, j)
+            x = torch.baddbmm(bias.unsqueeze(1), x, weight).relu_()
+        return x.transpose(0, 1).flatten(1).unflatten(0, v.shape[:-2])
