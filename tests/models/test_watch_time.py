@@ -163,3 +163,14 @@ def test_losses_of_lists_need_lists():
     checked(rs.Task("click", loss="focal"), click=[0.0, 1.0])
     with pytest.raises(DataError, match="Task 'click' learns by 'jrc', which compares the candidates of a request"):
         checked(rs.Task("click", loss="jrc"), click=[0.0, 1.0])
+
+
+def test_a_drawn_item_was_not_watched():
+    """Its watch time is 0 where odds are learned; a histogram alone is told nothing of it."""
+    frame = pl.DataFrame({"user": [1, 2, 3], "item": [4, 5, 6], "watch": [3.0, 5.0, 8.0]})
+    for task, rest in ((rs.Task("watch", kind="regression", loss="weighted_logistic"), 0.0), (histogram(2), np.nan)):
+        log = rs.Log(frame, rs.Schema(FEATURES, [rs.Task("click"), task]), implicit=True)
+        columns = rs.Encoder(log.schema).fit(log).encode(log)
+        batch = next(iter(rs.Loader(columns, 3, negatives=2)))
+        assert (batch["watch@label"][:, 0] > 0).all()
+        np.testing.assert_array_equal(batch["watch@label"][:, 1:], np.full((3, 2), rest))

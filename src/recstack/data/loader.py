@@ -34,7 +34,8 @@ class Loader:
         negatives: n makes every positive row a request of L = 1 + n candidates: its own item, then n items drawn from
             the catalog that the user does not have in `columns`. Rows whose first binary label is not 1 are left out.
             Item features are then the catalog's for all candidates, so that no one is told apart by how fresh they are.
-            Binary labels of negatives are 0, other labels are missing. A user who has every item gets masked cells.
+            Labels of negatives are 0 for binary tasks and weighted_logistic ones, others are missing. A user who has
+            every item gets masked cells.
         negative_power: draw items by (rows of the item) ** power; 0 is uniform over the catalog.
         drop_last: leave out a last batch that is not full.
         prefetch: batches made ahead by a thread; 0 makes them in place.
