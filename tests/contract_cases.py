@@ -100,6 +100,18 @@ CASES = [
     Case(ranking.DeepFM, {"dim": 6, "hidden": (16, 8), "norm": "layer", "dropout": 0.1}, band=0.9),
     Case(
         ranking.TextMLP,
+    Case(
+        ranking.AutoFIS,
+        {"dim": 6, "pairs": (("user_id", "item_id"),), "hidden": (16, 8), "norm": "layer", "dropout": 0.1},
+        testing.schema(tasks=MANY),
+        band=0.9,
+        exempt=dict.fromkeys(
+            ("names", "requests_only"), "pairs name their columns; see tests/models/test_importance.py"
+        ),
+    ),
+    Case(
+        ranking.AutoFIS, {"dim": 6, "hidden": ()}, testing.schema(tasks=FUNNEL), band=0.9, exempt=SECOND, label="search"
+    ),
         {"dim": 6, "hidden": (16, 8), "norm": "layer", "dropout": 0.1, "history": "sum"},
         testing.schema(tasks=MANY),
         band=0.9,

@@ -35,6 +35,9 @@ from .models import ranking as ranking
 from .models import reranking as reranking
 from .models import retrieval as retrieval
 from .models.base import load as load
+from .models.importance import interaction_strengths as interaction_strengths
+from .models.importance import kendall_tau as kendall_tau
+from .models.importance import permutation_importance as permutation_importance
 from .models.profiles import ProfileEncoder as ProfileEncoder
 from .schema import Categorical as Categorical
 from .schema import Crossed as Crossed

@@ -216,6 +216,40 @@ class FTRL(RowOptimizer):
             kernel.ftrl_(weight, state["z"], state["n"], rows, grad, lr, beta, l1, l2, at)
 
 
+class GRDA(RowOptimizer):
+    r"""Generalised regularised dual averaging, which sets weights to exact zeros (Chao and Cheng, 2019,
+    https://arxiv.org/abs/1909.13311).
+
+    .. math:: z \leftarrow z - \gamma g, \qquad w \leftarrow \mathrm{sign}(z) \max(|z| - \lambda_t, 0), \qquad
+        \lambda_t = c\, \gamma^{1/2 + \mu}\, t^\mu
+
+    z begins at the initial weights; the threshold grows with the steps, so that a weight dies unless its gradients go on
+    agreeing. AutoFIS' gates learn by it. γ is `lr`; where it changes, each step adds its own share of the threshold.
+    """
+
+    def __init__(self, params: Any, lr: float = 1.0, c: float = 5e-4, mu: float = 0.8) -> None:
+        super().__init__(params, {"lr": lr, "c": c, "mu": mu})
+
+    def begin(self, table: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        return {"z": table.clone().float(), "steps": 0, "threshold": 0.0}
+
+    def update(
+        self,
+        weight: Tensor,
+        at: Tensor | None,
+        state: dict[str, Any],
+        rows: Tensor,
+        grad: Tensor,
+        group: dict[str, Any],
+    ) -> None:
+        lr, mu, t, z = group["lr"], group["mu"], state["steps"], state["z"]
+        state["steps"] = t + 1
+        state["threshold"] += group["c"] * lr ** (0.5 + mu) * ((t + 1) ** mu - t**mu)
+        z.index_add_(0, rows, grad.to(z.dtype), alpha=-lr)
+        new = z.sign() * (z.abs() - state["threshold"]).clamp(min=0)
+        weight.copy_(new if at is None else new[rows])
+
+
 class SparseSGD(RowOptimizer):
     """Plain gradient descent on the touched rows."""
 
@@ -247,6 +281,7 @@ OPTIMIZERS: dict[str, Any] = {
     "lazy_adam": LazyAdam,
     "partial_rowwise_adam": PartialRowwiseAdam,
     "ftrl": FTRL,
+    "grda": GRDA,
     "sparse_sgd": SparseSGD,
 }
 

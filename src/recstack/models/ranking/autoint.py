@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from recstack.features import Heads, Inputs
 from recstack.features.tasks import derive
 from recstack.models.base import Model
 from recstack.nn.interaction.attention import FieldAttention
+from recstack.nn.interaction.pairs import by_pair
 from recstack.nn.mlp import MLP
 from recstack.schema import Schema
 
@@ -84,3 +86,15 @@ class AutoInt(Model):
             return logits
         deep = self.deep_heads(self.mlp(fields.flatten(-2), batch.get("@mask")))
         return derive({t.name: logits[t.name] + deep[t.name] for t in self.schema.tasks if not t.derived}, self.schema)
+
+    @torch.no_grad()
+    def strengths(self, batch: Mapping[str, Tensor]) -> dict[tuple[str, str], float]:
+        """How much each two fields attend to each other in the first layer, where they are still themselves.
+
+        The mean of both directions, of the heads, and of the live rows of a batch: ``{(field, field): a}``.
+        """
+        first: FieldAttention = self.layers[0]  # type: ignore[assignment]
+        attention, mask = first.attention(self.inputs(batch).stack()), batch.get("@mask")
+        mean = (attention.flatten(0, -3) if mask is None else attention[mask]).mean(0)  # [F, F]
+        i, j = torch.triu_indices(mean.shape[0], mean.shape[1], 1)
+        return by_pair(self.inputs.widths, (mean + mean.T)[i, j] / 2)

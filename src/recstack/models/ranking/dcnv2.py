@@ -14,6 +14,7 @@ from recstack.errors import unknown
 from recstack.features import Heads, Inputs
 from recstack.models.base import Model
 from recstack.nn.interaction.cross import Cross
+from recstack.nn.interaction.pairs import by_pair
 from recstack.nn.mlp import MLP, flat
 from recstack.schema import Schema
 
@@ -77,3 +78,17 @@ class DCNv2(Model):
         if not self.parallel:
             return self.heads(self.mlp(crossed, mask))
         return self.heads(torch.cat([crossed, self.mlp(x, mask)], -1))
+
+    @torch.no_grad()
+    def strengths(self) -> dict[tuple[str, str], float]:
+        r"""The size of each pair's blocks in the first cross matrix: :math:`\sqrt{\|W_{ij}\|_F^2 + \|W_{ji}\|_F^2}`.
+
+        Raises:
+            ConfigError: no cross layer, or a mixture of experts, which has no one matrix.
+        """
+        widths = list(self.inputs.widths.values())
+        squares = self.cross.matrix().square()
+        sums = torch.stack([rows.sum(0) for rows in squares.split(widths)])  # [F, W]
+        sums = torch.stack([columns.sum(1) for columns in sums.split(widths, 1)], 1)  # [F, F]
+        first, second = torch.triu_indices(len(widths), len(widths), 1)
+        return by_pair(self.inputs.widths, (sums + sums.T)[first, second].sqrt())

@@ -49,6 +49,12 @@ class FieldAttention(nn.Module):
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
+    def attention(self, x: Tensor) -> Tensor:
+        """How much each field (row) attends to each (column), the mean over the heads: ``[..., F, F]`` in float32."""
+        q, k, _ = self.project(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # [..., F, heads, d] each
+        q, k = (part.transpose(-2, -3).float() for part in (q, k))
+        return (q @ k.mT * (q.shape[-1] ** -0.5 if self.scale is None else self.scale)).softmax(-1).mean(-3)
+
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -3)
         q, k, v = self.project(rows).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [N, heads, F, d] each

@@ -40,6 +40,17 @@ class Cross(nn.Module):
             x = start * (layer(x) if self.gate is None else layer(x, self.gate(x))) + x
         return x
 
+    def matrix(self) -> Tensor:
+        """The first layer's W ``[W, W]``, as a product where it is of low rank.
+
+        Raises:
+            ConfigError: no layer, or several experts, which have no one matrix.
+        """
+        if not len(self.layers) or self.gate is not None:
+            raise ConfigError("The cross network has no one matrix: it needs a layer, and a single expert.")
+        layer = self.layers[0]
+        return layer.weight if isinstance(layer, nn.Linear) else layer[1].weight @ layer[0].weight  # type: ignore[index,return-value]
+
 
 def _product(width: int, rank: int | None, experts: int) -> nn.Module:
     if rank is None:
