@@ -169,7 +169,7 @@ class Strengths:
         axes.set_facecolor("0.93")  # where there is no pair
         axes.set_xticks(range(n), self.names, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(n), self.names)
-        if n <= 12:
+        if n <= 6:  # more would not fit their cells
             for i, j in zip(*np.nonzero(~np.isnan(self.values)), strict=True):
                 dark = abs(self.values[i, j]) > 0.6 * top
                 axes.text(
