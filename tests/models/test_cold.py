@@ -8,7 +8,7 @@ from recstack.errors import ConfigError
 from recstack.models.pre_ranking import COLD
 from recstack.models.pre_ranking.cold import linear_log
 from recstack.nn.mlp import flat
-from recstack.schema import Categorical, History, Numeric, Schema, Task, Vector
+from recstack.schema import Categorical, Crossed, History, Hits, Numeric, Schema, Task, Vector
 
 
 class Rows:
@@ -131,3 +131,22 @@ def test_features_without_candidates_are_their_own_candidate():
     schema = small().without("item", "price", "image", "seen")
     model = COLD(schema, dim=3, hidden=(4,))
     assert model(testing.batch(schema, 3))["click"].shape == (3, 1)
+
+
+def test_gates_are_readable_row_by_row_and_of_features_that_have_no_column():
+    made = Crossed("user_x_item", of=("user", "item"), buckets=20), Hits("met", target="item", history="seen", last=2)
+    schema = small().with_features(*made)
+    model = testing.wake(COLD(schema, dim=3, hidden=(4,)))
+    batch = testing.batch(schema, 6, 1)
+    weights = model.weights(batch)
+    assert list(weights) == ["who", "item", "price", "image", "seen", "user_x_item", "met"]
+    mean = model.importance(Rows(batch))
+    for name, weight in weights.items():
+        assert weight.shape == (6, 1)
+        assert mean[name] == pytest.approx(float(weight.mean()), rel=1e-5)
+        assert weight.std() > 0
+    lean = COLD(schema, dim=3, hidden=(4,), keep=("user_x_item", "met"), gates=False)
+    assert set(lean.widths) == {"user_x_item", "met"}
+    lean(batch)["click"].sum().backward()
+    with pytest.raises(ConfigError, match="gates=False"):
+        lean.weights(batch)

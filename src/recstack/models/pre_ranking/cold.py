@@ -69,17 +69,18 @@ class COLD(Model):
         dropout: float = 0.0,
     ):
         super().__init__(schema)
-        groups = list(dict.fromkeys(_group(f) for f in schema.features))
+        groups = list(dict.fromkeys(_group(f) for f in schema.fields))
         for name in keep or ():
             if name not in groups:
                 raise unknown("feature group", name, groups)
         self.groups = tuple(g for g in groups if keep is None or g in keep)
-        self.of_candidates = {_group(f) for f in schema.by_role(*CANDIDATE_ROLES)}
+        self.of_candidates = {_group(f) for f in schema.fields if f.role in CANDIDATE_ROLES}
         if self.of_candidates.isdisjoint(self.groups) and (self.of_candidates or not self.groups):
             raise ConfigError("COLD needs a feature group of the items to tell them apart; name one in keep=.")
-        kept = [f.name for f in schema.features if _group(f) in self.groups]
-        read = {name for h in schema.histories if h.name in kept for name in h.of}
-        self.inputs = Inputs(schema.without(*(n for n in schema.names if n not in kept and n not in read)), dim)
+        kept = [f.name for f in schema.fields if _group(f) in self.groups]
+        read = {*kept, *(name for f in schema.derived if f.name in kept for name in f.reads)}
+        read |= {name for h in schema.histories if h.name in read for name in h.of}
+        self.inputs = Inputs(schema.without(*(f.name for f in schema.fields if f.name not in read)), dim)
         self.widths = {n: w for n, w in self.inputs.widths.items() if n in kept}  # request side first
         self.plain = {n for n in kept if n in self.inputs.widths and _plain(schema.feature(n))}
         width = sum(self.widths.values())
@@ -106,6 +107,13 @@ class COLD(Model):
 
     def _gates(self, x: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         return split_linear(self.gate, x).sigmoid()  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def weights(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The gate of each group for each row of a batch, s ``[R, L]`` in (0, 1)."""
+        if self.gate is None:
+            raise ConfigError("This COLD was built with gates=False, so it weighs no group; ask the one with gates.")
+        return dict(zip(self.groups, self._gates(self._columns(batch)).unbind(-1), strict=True))
 
     @torch.no_grad()
     def importance(self, rows: Any, batch_size: int = 4096) -> dict[str, float]:
@@ -145,4 +153,5 @@ def _group(feature: Feature) -> str:
 
 
 def _plain(feature: Feature) -> bool:
-    return feature.kind in ("numeric", "vector") and not is_embedded(feature)
+    given = feature.kind in ("numeric", "vector") and not is_embedded(feature)
+    return given and getattr(feature, "embedding", None) is None
