@@ -41,6 +41,24 @@ def test_hits_of_a_history_by_a_slow_loop():
     assert torch.equal(column("age"), some["age"].unsqueeze(1).expand(6, 3))
 
 
+def test_hits_and_crosses_are_columns_too():
+    schema = testing.schema().with_features(
+        rs.Hits("again", target="item_id", history="watched", last=(3,)),
+        rs.Crossed("taste", of=("user_id", "genre"), buckets=500),
+    )
+    some = testing.batch(schema, 5, 3)
+    matrix = Matrix(schema)
+    numbers, ids = matrix(some)
+    column = lambda name: numbers[..., matrix.numbers.index(name)]  # noqa: E731
+    assert torch.equal(column("again@count"), column("item_id@watched@hits"))
+    assert column("again@count").any()
+    known = ((some["genre"] > 1) & (some["user_id"] > 1)[:, None, None]).sum(-1)
+    assert torch.equal(column("taste@size"), known)
+    assert torch.equal(
+        ids[..., list(matrix.ids).index("taste@0")] > 0, (some["genre"][..., 0] > 1) & (some["user_id"] > 1)[:, None]
+    )
+
+
 def test_earlier_rows_by_a_slow_loop():
     chance = np.random.default_rng(0)
     ids, moment = chance.integers(0, 5, 60), chance.integers(0, 20, 60)

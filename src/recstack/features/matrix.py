@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recstack.features import derived
 from recstack.features.inputs import column, padded
 from recstack.features.tables import check_ids
-from recstack.schema import CANDIDATE_ROLES, Feature, History, Schema, Vector, is_embedded, is_multi
+from recstack.schema import CANDIDATE_ROLES, Crossed, Feature, History, Hits, Schema, Vector, is_embedded, is_multi
 
 FEW = 3  # values of a list that have columns of their own
 SMALL = 256  # a table of fewer ids is a category for trees; of more, they would have to try every id
@@ -29,7 +30,8 @@ class Matrix:
 
     A number is a column, a vector one for each float. A list has its size and its first three values. A history has its length
     and, of each feature that it reads, how many of its steps have the candidate's value (`hits`) and how many steps ago
-    the last of them was (`since`, 0 for the newest step). The value "unknown" hits nothing.
+    the last of them was (`since`, 0 for the newest step). The value "unknown" hits nothing. A Hits is its statistics as they
+    are; a Crossed is read as a list.
 
     Attributes:
         numbers: names of the columns of `Table.numbers`.
@@ -53,10 +55,12 @@ class Matrix:
         self.numbers: list[str] = []
         self.categories: list[int] = []
         self.ids: dict[str, int] = {}
-        for f in schema.features:
+        for f in schema.fields:
             if isinstance(f, History):
                 self.numbers.append(f"{f.name}@length")
                 self.numbers += [f"{name}@{f.name}@{what}" for name in f.of for what in ("hits", "since")]
+            elif isinstance(f, Hits):
+                self.numbers += [f"{f.name}@{statistic}" for statistic in f.statistics]
             elif isinstance(f, Vector):
                 self.numbers += [f"{f.name}@{i}" for i in range(f.size)]
             elif not is_embedded(f):
@@ -84,9 +88,13 @@ class Matrix:
         batch = {key: value.cpu() for key, value in batch.items()}
         lead = self._lead(batch)
         found: dict[str, Tensor] = {}
-        for f in self.schema.features:
+        for f in self.schema.fields:
             if isinstance(f, History):
                 self._history(batch, f, lead, found)
+                continue
+            if isinstance(f, Hits):
+                values = derived.hits(batch, self.schema, f, lead)
+                found |= {f"{f.name}@{s}": v for s, v in zip(f.statistics, values, strict=True)}
                 continue
             value = self._value(batch, f, lead)
             if is_multi(f):
@@ -116,6 +124,9 @@ class Matrix:
 
     def _value(self, batch: Mapping[str, Tensor], f: Feature, lead: tuple[int, int]) -> Tensor:
         """``[R, L]`` or ``[R, 1]``, of lists and vectors with one axis more."""
+        if isinstance(f, Crossed):
+            value = derived.cross_ids(batch, self.schema, f, lead)
+            return value if f.role in CANDIDATE_ROLES else value.unsqueeze(1)
         value, offsets = column(batch, f.name), batch.get(f"{f.name}@offsets")
         if is_embedded(f):
             check_ids(value, f.name, f.size or 0)
