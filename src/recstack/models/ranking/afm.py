@@ -58,9 +58,7 @@ class AFM(Model):
         self.inputs = Inputs(schema, dim, stacked=True)
         self.attention = None
         if attention is not None:
-            self.attention = nn.Sequential(
-                linear(dim, attention), nn.ReLU(inplace=True), linear(attention, 1, bias=False)
-            )
+            self.attention = nn.Sequential(linear(dim, attention), nn.ReLU(), linear(attention, 1, bias=False))
         self.attention_dropout, self.dropout = nn.Dropout(attention_dropout), nn.Dropout(dropout)
         self.heads = Heads(schema, dim)
 
@@ -70,9 +68,7 @@ class AFM(Model):
             pooled = pairwise_sum(fields)
         else:
             products = pair_products(fields)  # [R, L, P, D]
-            weights = self.attention_dropout(self.weights(products))  # [R, L, P, 1]
-            with torch.autocast(products.device.type, enabled=False):
-                pooled = (weights.mT @ products).squeeze(-2)
+            pooled = (self.attention_dropout(self.weights(products)) * products).sum(-2)
         return self.heads(self.dropout(pooled), plus=self.first_order(batch))
 
     def weights(self, products: Tensor) -> Tensor:
