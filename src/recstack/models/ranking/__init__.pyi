@@ -1,5 +1,7 @@
+from .adaf2m2 import AdaF2M2 as AdaF2M2
 from .afm import AFM as AFM
 from .afn import AFN as AFN
+from .autofis import AutoFIS as AutoFIS
 from .autoint import AutoInt as AutoInt
 from .bst import BST as BST
 from .can import CAN as CAN
@@ -28,9 +30,13 @@ from .fm import FM as FM
 from .fmfm import FmFM as FmFM
 from .fnn import FNN as FNN
 from .fwfm import FwFM as FwFM
+from .gbdt import GBDT as GBDT
 from .gdcn import GDCN as GDCN
 from .gwpfm import GwPFM as GwPFM
+from .hmoe import HMoE as HMoE
 from .hofm import HOFM as HOFM
+from .hstu import HSTU as HSTU
+from .latent_cross import LatentCross as LatentCross
 from .lr import LR as LR
 from .masknet import MaskNet as MaskNet
 from .nfm import NFM as NFM
@@ -44,6 +50,7 @@ from .sim import SIM as SIM
 from .stamp import STAMP as STAMP
 from .textmlp import TextMLP as TextMLP
 from .tin import TIN as TIN
+from .transact import TransAct as TransAct
 from .twin import TWIN as TWIN
 from .widedeep import WideDeep as WideDeep
 from .wukong import Wukong as Wukong
