@@ -21,7 +21,7 @@ MANY = (*FUNNEL, Task("shelf", kind="multiclass", classes=3, weight=0.1))
 
 SECOND = {
     "arguments": "a second row, for what the first cannot reach",
-    "compiled": "the first row's operators, in another order",
+    **dict.fromkeys(("compiled", "exported"), "the first row's operators, in another order"),
 }
 IDS = testing.keys_only(testing.schema(), ("history",))
 

@@ -9,7 +9,8 @@ import torch
 import recstack.models
 from contract_cases import CASES
 from recstack._lazy import model_classes
-from recstack.testing import laws
+from recstack.models.ranking.deepfm import DeepFM
+from recstack.testing import LAWS, Case, contract, laws
 
 RUNS = [
     pytest.param(law, case, id=f"{case}-{law.name}", marks=[pytest.mark.slow] if law.slow or case.label else [])
@@ -30,6 +31,14 @@ def one_thread():
 @pytest.mark.parametrize(("law", "case"), RUNS)
 def test_contract(law, case):
     law(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", ["compiled", "exported"])
+def test_every_kind_of_feature_is_traced(law, monkeypatch):
+    """The laws trace a short schema; `Inputs` is the same for all models, so once is enough for the rest."""
+    monkeypatch.setattr(contract, "_short", lambda case: case.declared)
+    LAWS[law](Case(DeepFM, {"hidden": (8,)}))
 
 
 def catalogued() -> set[str]:

@@ -190,7 +190,9 @@ WRONG = {
     "Vector 'a' needs size=, the number of floats per row.": lambda: Vector("a"),
     "History 'h' has role 'user'; a history's role is 'history'.": lambda: History("h", "user", of="i"),
     "History 'h' needs of=(...): the item features it reads, the item's key first.": lambda: History("h"),
-    "A schema's features are Categorical, Numeric, Text, Vector, History, Crossed or Hits; got 'u'.": lambda: Schema(["u"]),
+    "A schema's features are Categorical, Numeric, Text, Vector, History, Crossed or Hits; got 'u'.": lambda: Schema(
+        ["u"]
+    ),
     "A schema's tasks are Tasks, such as Task(\"click\"); got 'click'.": lambda: Schema([U], ["click"]),
     "Feature 'u' is declared twice.": lambda: Schema([U, U]),
     "user='i' names a feature of role 'item', not 'user'.": lambda: Schema([U, I], user="i"),

@@ -45,7 +45,7 @@ SMALL = {
     KPNN: {"hidden": (4,)},
     NFM: {"hidden": (4,), "dim": 10},
     OPNN: {"hidden": (4,)},
-    PIN: {"hidden": (4,), "pair_hidden": (4, 2)},
+    PIN: {"hidden": (8,), "pair_hidden": (16, 8)},  # narrower ones may be dead at random
     TextMLP: {"hidden": (4,)},
     WideDeep: {"hidden": (4,)},
 }
@@ -140,6 +140,7 @@ def test_schemas_of_one_kind_of_feature_work(model, kind):
         "requests": [Categorical("user", "user", size=5), Numeric("price", "item")],
     }[kind]
     schema = Schema(features, [Task("click")])
+    torch.manual_seed(0)
     built, batch = testing.wake(model(schema, **SMALL[model])), testing.batch(schema, 3, 2)
     wanted = (3, 1) if kind == "numbers of requests" else (3, 2)
     logits = built(batch)["click"]

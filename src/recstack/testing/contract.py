@@ -563,11 +563,11 @@ def bfloat16(case: Case) -> None:
 
 
 def _short(case: Case) -> Schema:
-    """Its schema with the keys, histories, and one feature of each further kind: tracing takes seconds, by the feature."""
+    """Its schema with the keys, histories and few features more: tracing takes seconds, by the feature, and `Inputs` is one."""
     schema = case.declared
     named = {n for v in case.options.values() for n in np.ravel(np.asarray(v, dtype=object)) if isinstance(n, str)}
     keep = {schema.user, schema.item, *named, *(n for h in schema.histories for n in (h.name, *h.of))}
-    kinds = {(f.kind, is_multi(f)) for f in schema.features if f.name in keep}
+    kinds = {(f.kind, is_multi(f)) for f in schema.features if f.name in keep} | {("text", True), ("vector", False)}
     for f in schema.features:
         if f.role in ("domain", "pair") or (f.kind, is_multi(f)) not in kinds:
             keep.add(f.name)
