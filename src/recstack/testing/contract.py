@@ -638,13 +638,14 @@ def learns(case: Case) -> None:
     lists = case.lists or (5 if issubclass(case.model, Reranker) else 1)
     rows, test, truth = _lessons(schema, lists)
     model = case.build(schema, awake=False).train()
-    if not model.gradients:
+    if model.gradients:
+        optimizer = torch.optim.Adam(model.parameters(), RATE)
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            torch.stack(list(model.losses(rows[step % len(rows)]).values())).sum().backward()
+            optimizer.step()
+    else:
         model.fit(rows)
-    optimizer = torch.optim.Adam(model.parameters(), RATE) if model.gradients else None
-    for step in range(STEPS if optimizer else 0):
-        optimizer.zero_grad()
-        torch.stack(list(model.losses(rows[step % len(rows)]).values())).sum().backward()
-        optimizer.step()
     with torch.no_grad():
         scores = model.eval()(test)
     label = {t.name: test[f"{t.column}@label"] for t in schema.tasks if not t.derived}

@@ -68,8 +68,9 @@ class FinalMLP(Model):
         self.gates = None
         if gate is not None:
             self.gates = nn.ModuleList(_Gate(schema, dim, c, gate, width) for c in (first_context, second_context))
-        self.streams = nn.ModuleList(MLP(width, h, norm=norm, dropout=dropout) for h in (first, second))
-        one, two = (stream.width for stream in self.streams)
+        streams = [MLP(width, h, norm=norm, dropout=dropout) for h in (first, second)]
+        self.streams = nn.ModuleList(streams)
+        one, two = (stream.width for stream in streams)
         if one % heads or two % heads:
             raise ConfigError(f"heads must divide the last width of both streams; got {heads} for {one} and {two}.")
         self.heads = Heads(schema, one + two)

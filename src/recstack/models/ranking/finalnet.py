@@ -71,8 +71,9 @@ class FinalNet(Model):
         shapes = [(fields * dim * (2 if field_gate else 1), first)]
         if second is not None:
             shapes.append((fields * dim, second))
-        self.blocks = nn.ModuleList(_Block(width, hidden, residual, norm, dropout) for width, hidden in shapes)
-        self.heads = nn.ModuleList(Heads(schema, block.width) for block in self.blocks)
+        blocks = [_Block(width, hidden, residual, norm, dropout) for width, hidden in shapes]
+        self.blocks = nn.ModuleList(blocks)
+        self.heads = nn.ModuleList(Heads(schema, block.width) for block in blocks)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self._mean(self._each(batch))
@@ -97,7 +98,8 @@ class FinalNet(Model):
         return [head(block(x.flatten(-2), mask)) for head, block, x in zip(self.heads, self.blocks, read, strict=False)]
 
     def _mean(self, each: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return tasks.derive({name: sum(one[name] for one in each) / len(each) for name in each[0]}, self.schema)
+        total = {name: sum(one[name] for one in each) for name in each[0]}
+        return tasks.derive({name: t / len(each) for name, t in total.items()}, self.schema)  # type: ignore[arg-type]
 
 
 def _distance(score: Tensor, teacher: Tensor, batch: Mapping[str, Tensor], schema: Schema, task: Task) -> Tensor:

@@ -31,6 +31,11 @@ class AttentionalGRU(nn.Module):
         cell: "augru", "agru" or "aigru".
     """
 
+    weight_ih: nn.Parameter
+    weight_hh: nn.Parameter
+    bias_ih: nn.Parameter
+    bias_hh: nn.Parameter
+
     def __init__(self, width: int, cell: str = "augru"):
         super().__init__()
         if cell not in CELLS:

@@ -28,6 +28,7 @@ class HashAttention(Pooling):
     """
 
     targeted = True
+    directions: Tensor
 
     def __init__(self, width: int, hashes: int = 48, bits: int = 3, recent: int = 20):
         super().__init__(2 * width)

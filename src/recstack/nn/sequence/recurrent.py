@@ -92,9 +92,10 @@ class GRU(nn.Module):
             if not torch.compiler.is_compiling():
                 return self.cell(sequence.float())[0] * live  # steps stand left: padding comes after what counts
             cell = self.cell
-            gates = F.linear(sequence.float(), cell.weight_ih_l0, cell.bias_ih_l0).transpose(0, 1)  # [T, R, 3 H]
+            weights: list[Tensor] = list(cell.parameters())  # of the inputs, of the state, and their biases
+            gates = F.linear(sequence.float(), weights[0], weights[2]).transpose(0, 1)  # [T, R, 3 H]
             start = gates.new_zeros(gates.shape[1], cell.hidden_size)
-            given = (cell.weight_hh_l0, cell.bias_hh_l0)
+            given = (weights[1], weights[3])
             states = unroll(gru_step, start, (gates, live.to(gates.dtype).transpose(0, 1)), given)
             return states.transpose(0, 1) * live
 

@@ -94,6 +94,8 @@ class HashSearch(Search):
         bits: of a code.
     """
 
+    directions: Tensor
+
     def __init__(self, width: int, keep: int = 50, heads: int = 1, recent: int = 20, bits: int = 32):
         super().__init__(width, keep, heads, recent)
         self.read = Found(width, heads)
