@@ -107,6 +107,7 @@ def same(a, b):
     assert a.schema.encoder == b.schema.encoder
 
 
+@pytest.mark.slow
 @given(
     rows=st.sampled_from([1, 3, 16, 1000]),
     cuts=st.lists(st.integers(0, N), max_size=2),
