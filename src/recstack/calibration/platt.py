@@ -42,7 +42,7 @@ class Platt(Calibrator):
             gradient = np.array([slope @ x, slope.sum()])
             hessian = np.array([[curve @ x**2 + ridge, curve @ x], [curve @ x, curve.sum() + ridge]])
             step, length = np.linalg.solve(hessian, gradient), 1.0
-            if np.abs(step).max() < 1e-8:  # the next would be its square; below, rounding decides which loss is less
+            if np.abs(step).max() < 1e-6:  # the next would be its square; below, rounding decides which loss is less
                 theta = theta - step
                 break
             while (tried := _loss(theta - length * step, x, target, w)) > loss and length > 1e-10:
