@@ -288,13 +288,13 @@ def test_every_ranking_model_reads_them(name):
     torch.manual_seed(0)
     model = getattr(rs.ranking, name)
     model = testing.wake(model(rich(), **OPTIONS.get(name, {})))
-    if not any(p.requires_grad for p in model.parameters()):
-        pytest.skip(f"{name} has no tables")
     batch = testing.batch(testing.schema(), 6, 3)
     logits = model(batch)["click"]
     torch.testing.assert_close(
         model(testing.batch(testing.schema(), 6, 3, jagged=True))["click"], logits, rtol=1e-4, atol=1e-5
     )
+    if not model.gradients:
+        return
     sum(model.losses(batch).values()).backward()
     arenas = [
         m for m in model.modules() if getattr(m, "sizes", None) and "user_x_genre" in m.sizes and hasattr(m, "start")

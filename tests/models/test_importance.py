@@ -178,7 +178,6 @@ def test_the_attention_shown_is_the_attention_used(scale):
 
 
 def test_a_picture_is_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
     values = {("user", "item"): -2.0, ("user", "hour"): 0.5, ("item", "hour"): 1.0}
     path = Strengths.of("FwFM", values).plot(tmp_path / "pairs.png")
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
