@@ -15,8 +15,17 @@ from recstack.nn.sequence import POOLINGS, pooling
 from recstack.nn.sequence.attention import MultiHead, age, masked_softmax
 from recstack.nn.sequence.augru import AttentionalGRU, InterestEvolution
 from recstack.nn.sequence.hashing import HashAttention
+from recstack.nn.sequence.hstu import time_bucket
 from recstack.nn.sequence.recurrent import GRU, SRU, _looped, _scanned, gru_step
-from recstack.nn.sequence.search import HashSearch, MatchSearch, SharedSearch, SoftSearch, newest, top_steps
+from recstack.nn.sequence.search import (
+    FoundInTime,
+    HashSearch,
+    MatchSearch,
+    SharedSearch,
+    SoftSearch,
+    newest,
+    top_steps,
+)
 from recstack.nn.sequence.sessions import SessionInterest, by_position, by_time
 from recstack.nn.sequence.short_term import ShortTermMemory
 from recstack.nn.sequence.target_transformer import TargetTransformer
@@ -438,13 +447,18 @@ def test_the_newest_steps_are_the_last_live_ones():
     assert newest(steps, MASK, 7)[1].sum(-1).tolist() == LENGTHS.tolist()
 
 
+def untimed(block, steps):
+    """What SIM's attention reads where no times are given: all steps of one bucket."""
+    return steps + block.read.time[0] if isinstance(getattr(block, "read", None), FoundInTime) else steps
+
+
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("keep", [5, 8])
 def test_a_search_that_keeps_everything_is_full_attention(search, keep):
     block = awake(search(4, keep=keep, heads=2, recent=2))
     query, steps = some(4)
     attention = block.attention if search is SharedSearch else block.read.attention
-    full = attention(query, steps, MASK) * MASK.any(-1)[:, None, None]
+    full = attention(query, untimed(block, steps), MASK) * MASK.any(-1)[:, None, None]
     torch.testing.assert_close(block(query, steps, MASK)[..., :4], full)
 
 
@@ -473,7 +487,9 @@ def test_a_search_reads_only_the_best_steps_even_if_all_scores_are_negative(sear
             for l in range(2) if n else ():
                 best = chosen(search, block, query[r, l], steps[r, :n]).topk(min(2, n)).indices
                 read = steps[r : r + 1, :n][:, best]
-                slow = attention(query[r : r + 1, l : l + 1], read, torch.ones(1, len(best), dtype=torch.bool))
+                slow = attention(
+                    query[r : r + 1, l : l + 1], untimed(block, read), torch.ones(1, len(best), dtype=torch.bool)
+                )
                 torch.testing.assert_close(fast[r, l], slow[0, 0])
 
 
@@ -491,10 +507,35 @@ def test_the_hard_search_takes_the_newest_of_the_targets_category():
             slow = torch.zeros(8)
             if len(same):
                 live = torch.ones(1, len(same), dtype=torch.bool)
-                slow = block.read.attention(target[r : r + 1, l : l + 1], steps[r : r + 1, same], live)[0, 0]
+                read = untimed(block, steps[r : r + 1, same])
+                slow = block.read.attention(target[r : r + 1, l : l + 1], read, live)[0, 0]
             torch.testing.assert_close(fast[r, l, :8], slow)
     with pytest.raises(ConfigError, match="Did you mean 'hard'"):
         SIM(schema(), search="hart")
+
+
+@pytest.mark.parametrize("search", ["soft", "hard"])
+def test_a_found_step_carries_how_long_ago_it_was(search):
+    torch.manual_seed(0)
+    model = testing.wake(SIM(schema(), dim=4, search=search, keep=6, recent=1, hidden=(6,)))
+    batch = testing.batch(schema(), 6, 3, times=True)
+    block, slots = model.searches["seen"], model.inputs(batch)
+    steps, mask = slots.sequence("seen")
+    live = (mask & (batch["item@seen"] > 0)).unsqueeze(1).expand(-1, 3, -1)
+    more = {}
+    if search == "hard":
+        live = live & model.matches(batch, schema().histories[0])
+        more["match"] = live
+    since = batch["@time"].unsqueeze(-1) - batch["@time@seen"]
+    query = torch.cat([slots["item"], slots["shelf"]], -1)
+    fast = block.long(query, steps, mask, since=since, **more)
+    named = steps + block.read.time[time_bucket(since)]
+    for r, l in [(r, l) for r in range(6) for l in range(3) if live[r, l].any()]:
+        read = named[r : r + 1, live[r, l]]
+        every = torch.ones(read.shape[:2], dtype=torch.bool)
+        torch.testing.assert_close(fast[r, l], block.read.attention(query[r : r + 1, l : l + 1], read, every)[0, 0])
+    later = batch | {"@time": batch["@time"] + 10**7}
+    assert not torch.allclose(model(later)["click"], model(batch)["click"])
 
 
 def test_the_soft_search_learns_from_its_own_loss_only():

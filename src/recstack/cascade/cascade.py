@@ -414,16 +414,19 @@ class Cascade:
                 return tables.by_id(key).detach()
         return None
 
-    def requests(self, users: Any) -> Requests:
-        """Raw user ids as requests of this moment."""
+    def requests(self, users: Any, time: int | None = None) -> Requests:
+        """Raw user ids as requests of this moment; of `time`, in the unit of the log's, histories are those before it."""
         if self.profiles is None:
             raise DataError("This cascade knows no users yet; call cascade.fit(train).")
-        return self.profiles.requests(users)
+        return self.profiles.requests(users, time=time)
 
-    def recommend(self, users: Any, k: int = 10) -> list[Any]:
-        """The page of a user (raw id): ``[{"item", "score", "probability", "sources"}, ...]``; of several, a list of pages."""
+    def recommend(self, users: Any, k: int = 10, *, time: int | None = None) -> list[Any]:
+        """The page of a user (raw id): ``[{"item", "score", "probability", "sources"}, ...]``; of several, a list of pages.
+
+        `time` is the moment, in the unit of the log's times; models that look back in time need it.
+        """
         several = isinstance(users, list | tuple | np.ndarray)
-        page = self.pages(self.requests(list(users) if several else [users]), k)
+        page = self.pages(self.requests(list(users) if several else [users], time), k)
         rows = self.rows(page)
         return rows if several else rows[0]
 
@@ -447,13 +450,13 @@ class Cascade:
             out.append(page)
         return out
 
-    def explain(self, user: Any, k: int = 10) -> dict[str, Any]:
-        """What every stage saw, scored and dropped for one user, and how long it took.
+    def explain(self, user: Any, k: int = 10, *, time: int | None = None) -> dict[str, Any]:
+        """What every stage saw, scored and dropped for one user, and how long it took; `time` as in `recommend`.
 
         Returns ``{"user", "page": [...], "stages": [{"name", "seconds", "kept", "dropped", "items": [...]}]}``.
         """
         trace: Trace = {"stages": [], "seconds": {}}
-        page = self.pages(self.requests([user]), k, trace)
+        page = self.pages(self.requests([user], time), k, trace)
         stages, before = [], None
         for name, found in trace["stages"]:
             rows = self.rows(found)[0]

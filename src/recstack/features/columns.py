@@ -21,6 +21,14 @@ def column(batch: Batch, key: str) -> Tensor:
     return batch[key]
 
 
+def moments(batch: Batch, history: str) -> tuple[Tensor, Tensor] | None:
+    """When a history's steps were ``[R, T]`` and when the request is ``[R]``; None where the batch does not have both."""
+    times, now, offsets = (batch.get(key) for key in (f"@time@{history}", "@time", f"{history}@offsets"))
+    if times is None or now is None:
+        return None
+    return times if offsets is None else padded(times, offsets), now
+
+
 def padded(values: Tensor, offsets: Tensor) -> Tensor:
     """Jagged ids ``[n]`` or ``[n, K]`` as ``[rows, longest]`` or ``[rows, longest, K]``, left aligned, 0 where nothing is."""
     lengths = offsets.diff()

@@ -115,17 +115,17 @@ def app(
     async def recommend(request: Request) -> Any:
         if request.method == "POST":
             asked = from_json(await _body(request), Recommend)
-            return await pool.run(service.recommend, asked.user_id, asked.k, asked.context)
+            return await pool.run(service.recommend, asked.user_id, asked.k, asked.context, asked.time)
         asked = _asked(request)
-        return await pool.run(service.recommend, service.user_id(asked.user_id), asked.k)
+        return await pool.run(service.recommend, service.user_id(asked.user_id), asked.k, None, asked.time)
 
     async def explain(request: Request) -> Any:
         asked = _asked(request)
-        return await pool.run(service.explain, service.user_id(asked.user_id), asked.k)
+        return await pool.run(service.explain, service.user_id(asked.user_id), asked.k, asked.time)
 
     async def rank(request: Request) -> Any:
         asked: Rank = from_json(await _body(request), Rank)
-        return await pool.run(service.rank, asked.user_id, asked.items, asked.context)
+        return await pool.run(service.rank, asked.user_id, asked.items, asked.context, asked.time)
 
     async def events(request: Request) -> Any:
         asked: Event | list[Event] = from_json(await _body(request), Events, "events")

@@ -26,11 +26,12 @@ Message = TypeVar("Message")
 
 
 class Recommend(Struct, forbid_unknown_fields=True):
-    """A page for a user; `context` are raw values of context and domain features."""
+    """A page for a user; `context` are raw values of context and domain features, `time` is the moment of the request."""
 
     user_id: Id
     k: Places = 10
     context: dict[str, Value] | None = None
+    time: Whole | None = None
 
 
 class Query(Struct, forbid_unknown_fields=True):
@@ -38,6 +39,7 @@ class Query(Struct, forbid_unknown_fields=True):
 
     user_id: Name
     k: Places = 10
+    time: Whole | None = None
 
 
 class Rank(Struct, forbid_unknown_fields=True):
@@ -46,6 +48,7 @@ class Rank(Struct, forbid_unknown_fields=True):
     user_id: Id
     items: Annotated[list[Whole | Name | dict[str, Value]], Meta(min_length=1, max_length=MAX_CANDIDATES)]
     context: dict[str, Value] | None = None
+    time: Whole | None = None
 
 
 class Event(Struct, forbid_unknown_fields=True):

@@ -6,9 +6,9 @@ import itertools
 import logging
 import random
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from recstack.serving.metrics import Metrics
 logger = logging.getLogger("recstack.serving")
 METRICS = "metrics.json"
 REMEMBERED = 100_000  # ids of events, so that a retry is recognised
+END = 1 << 62  # a moment after every event
 Row = dict[str, Any]
 
 
@@ -107,13 +108,15 @@ class Service:
                 stage.catalog_vectors()
         some = self.profiles.users[:1]
         if some:
-            self.cascade.pages(self.profiles.requests(some), 1)
+            self.cascade.pages(self.profiles.requests(some, time=END), 1)
         logger.info("Ready: %d users, %d items.", len(self.profiles), len(self.encoder.catalog))
 
     # -- answers ------------------------------------------------------------------------------------------------------
-    def recommend(self, user: int | str, k: int, context: Mapping[str, Any] | None = None) -> Row:
+    def recommend(
+        self, user: int | str, k: int, context: Mapping[str, Any] | None = None, time: int | None = None
+    ) -> Row:
         """The page of a user; of one never met, what is popular, unless a context says something of the moment."""
-        requests, known = self._requests(user, context)
+        requests, known = self._requests(user, context, time)
         trace: Row = {"stages": [], "seconds": {}}
         page: list[Row] = []
         if known or context is not None:
@@ -128,21 +131,21 @@ class Service:
             row["title"] = self.items.title(row["item"])
         return {"user_id": user, "known": known, "fallback": fallback, "items": page}
 
-    def explain(self, user: int | str, k: int) -> Row:
+    def explain(self, user: int | str, k: int, time: int | None = None) -> Row:
         """The page, and what every stage saw, scored and dropped on the way to it."""
-        requests, known = self._requests(user)
-        started = time.perf_counter()
+        requests, known = self._requests(user, time=time)
+        started = perf_counter()
         answer: Row = {"page": [], "stages": []}
         if known:
-            answer = self.cascade.explain(user, k)
+            answer = self.cascade.explain(user, k, time=time)
         fallback = not answer["page"]
         if fallback:
             page = self._popular(requests, k)
             items = [{"item": row["item"], "score": row["score"]} for row in page]
-            seconds = time.perf_counter() - started
+            seconds = perf_counter() - started
             stage = {"name": "popular", "seconds": seconds, "kept": len(page), "dropped": 0, "items": items}
             answer = {"page": page, "stages": [*answer["stages"], stage]}
-        seconds = time.perf_counter() - started
+        seconds = perf_counter() - started
         for stage in answer["stages"]:
             self.metrics.observe("stage_seconds", stage["seconds"], stage=stage["name"])
         self._count_page(known, fallback, answer["page"])
@@ -162,9 +165,15 @@ class Service:
             "titles": titles,
         }
 
-    def rank(self, user: int | str, items: Sequence[Any], context: Mapping[str, Any] | None = None) -> Row:
+    def rank(
+        self,
+        user: int | str,
+        items: Sequence[Any],
+        context: Mapping[str, Any] | None = None,
+        time: int | None = None,
+    ) -> Row:
         """Scores of exactly these items (raw ids, or rows of raw columns), in their order."""
-        requests, known = self._requests(user, context)
+        requests, known = self._requests(user, context, time)
         rows = [item for item in items if isinstance(item, dict)]
         if rows and len(rows) < len(items):
             odd = next(i for i, item in enumerate(items) if isinstance(item, dict) is not isinstance(items[0], dict))
@@ -192,7 +201,7 @@ class Service:
 
     def user(self, user: int | str) -> Row:
         """Who this is: attributes that can be told, and every history, newest first."""
-        requests, known = self._requests(user)
+        requests, known = self._requests(user, time=END)
         about = {}
         for f in self.schema.by_role("user"):
             if isinstance(f, Categorical) and not f.multi and f.buckets is None and f.name != self.schema.user:
@@ -281,8 +290,12 @@ class Service:
                 del self._event_ids[next(iter(self._event_ids))]
         return self._lacks([event.item_id])[1] is not None
 
-    def _requests(self, user: int | str, context: Mapping[str, Any] | None = None) -> tuple[Requests, bool]:
-        """The user's side of a request, and whether the user was met before."""
+    def _requests(
+        self, user: int | str, context: Mapping[str, Any] | None = None, time: int | None = None
+    ) -> tuple[Requests, bool]:
+        """The user's side of a request, and whether the user was met before; histories before `time`, all of them if None."""
+        if time is None and self.schema.timed:
+            raise RequestError("This model looks back in time; give the moment, in the unit of the log's times.", "time")
         self._check(user, self.user_kind, "user_id")
         if context is not None:
             names = {f.name for f in self.schema.by_role("context", "domain") if not isinstance(f, History)}
@@ -292,7 +305,7 @@ class Service:
                     raise RequestError(f"There is no context {name!r}; known: {known}.", f"context.{name}")
             context = {name: context.get(name) for name in names}
         try:
-            requests = self.profiles.requests([user], context=context)
+            requests = self.profiles.requests([user], context=context, time=time)
         except SchemaError as error:
             raise RequestError(str(error), "context") from None
         return requests, user in self.profiles

@@ -80,7 +80,7 @@ def batch(
         weight: with ``@weight`` ``[R, L]``.
         steps: length of the longest history.
         missing: share of labels that are NaN.
-        times: with ``@time`` and each history's ``@time@name``, in seconds.
+        times: with ``@time`` and each history's ``@time@name``, in seconds; always, where a feature looks back in time.
 
     >>> from recstack import testing
     >>> some = testing.batch(testing.schema(), requests=4, candidates=3)
@@ -90,6 +90,7 @@ def batch(
     g = torch.Generator().manual_seed(seed)
     if not schema.by_role(*CANDIDATE_ROLES):
         candidates = 1
+    times = times or schema.timed
     out: Batch = {}
     for f in schema.features:
         lead = (requests, candidates) if f.role in CANDIDATE_ROLES else (requests,)

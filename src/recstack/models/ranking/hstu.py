@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recstack.features import Heads, Inputs
-from recstack.features.inputs import padded
+from recstack.features.columns import moments
 from recstack.models.base import Model
 from recstack.nn.mlp import MLP
 from recstack.nn.names import ByName
@@ -81,15 +81,7 @@ class HSTU(Model):
         parts = [candidate]
         for h in self.schema.histories:
             target = torch.cat([slots[name] for name in h.of], -1)
-            found = self.stacks[h.name](target, *slots.sequence(h.name), times=_times(batch, h.name))
+            found = self.stacks[h.name](target, *slots.sequence(h.name), times=moments(batch, h.name))
             parts.append(found.to(candidate.dtype))
         candidate = torch.cat(parts, -1)
         return self.heads(self.mlp(candidate if request is None else (request, candidate), batch.get("@mask")))
-
-
-def _times(batch: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor] | None:
-    """Seconds of a history's steps ``[R, T]`` and of the request ``[R]``, where the batch has both."""
-    times, offsets, now = batch.get(f"@time@{name}"), batch.get(f"{name}@offsets"), batch.get("@time")
-    if times is None or now is None:
-        return None
-    return times if offsets is None else padded(times, offsets), now

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recstack.errors import unknown
 from recstack.features import Heads, Inputs, tasks
+from recstack.features.columns import moments
 from recstack.features.inputs import Slots, column, padded
 from recstack.models.base import Model
 from recstack.nn.mlp import MLP
@@ -30,8 +31,9 @@ class SIM(Model):
 
     The soft search learns from a loss of its own, that of :math:`\mathrm{MLP}([\sum_l r_l e_l; e_t])`. The hard search
     takes the newest k steps of the target's category instead. Histories ``[R, T]``, candidates ``[R, L]``; vectors are
-    kept for the k steps found. The newest steps are read by DIN's attention besides, v^s (DIEN in the paper). Departs from
-    the paper: the attention reads no embedding of the time between a step and the request, also where a batch has times.
+    kept for the k steps found, each with an embedding of how long before the request it was (a loader with
+    ``times=True``, in seconds; without times all share one). The newest steps are read by DIN's attention besides, v^s
+    (DIEN in the paper).
 
     Args:
         schema: a fitted schema with at least one History.
@@ -110,7 +112,10 @@ class SIM(Model):
         parts = [candidate]
         for h in self.schema.histories:
             search, target = self.searches[h.name], self._target(slots, h)
-            more = {} if self.soft else {"match": self.matches(batch, h)}
+            when = moments(batch, h.name)
+            more = {"since": None if when is None else when[1].unsqueeze(-1) - when[0]}
+            if not self.soft:
+                more["match"] = self.matches(batch, h)
             parts.append(search(target, *slots.sequence(h.name), live, **more).to(candidate.dtype))
         candidate = torch.cat(parts, -1)
         return self.heads(self.mlp(candidate if request is None else (request, candidate), live))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recstack.errors import ConfigError
 from recstack.features import Heads, Inputs
-from recstack.features.inputs import padded
+from recstack.features.columns import moments
 from recstack.models.base import Model
 from recstack.nn.interaction.cross import Cross
 from recstack.nn.mlp import MLP, flat, linear
@@ -99,10 +99,10 @@ class TransAct(Model):
 
     def seen(self, batch: Mapping[str, Tensor], name: str, mask: Tensor) -> Tensor:
         """The live steps of a history that are read ``[R, T]``: in training those before a window of random length."""
-        times, offsets, now = batch.get(f"@time@{name}"), batch.get(f"{name}@offsets"), batch.get("@time")
-        if not (self.training and self.window) or times is None or now is None:
+        when = moments(batch, name) if self.training and self.window else None
+        if when is None:
             return mask
-        times = times if offsets is None else padded(times, offsets)
+        times, now = when
         hidden = self.window * torch.rand(mask.shape[0], 1, device=mask.device)
         return mask & (now.unsqueeze(-1) - times >= hidden)
 

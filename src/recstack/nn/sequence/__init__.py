@@ -2,6 +2,7 @@
 
 from recstack.nn.sequence import (  # noqa: F401
     augru,
+    hstu,
     recurrent,
     sessions,
     short_term,

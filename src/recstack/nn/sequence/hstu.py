@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from recstack.nn.mlp import linear
 from recstack.nn.sequence.attention import age
-from recstack.nn.sequence.pooling import Pooling
+from recstack.nn.sequence.pooling import POOLINGS, Pooling
 
 BUCKETS = 64  # of time differences, each 1.35 times as wide as the one before: 64 reach over seven years of seconds
 
@@ -110,3 +110,6 @@ class _Unit(nn.Module):
         weight = F.silu((q @ steps[3].transpose(-1, -2)).float() + bias[:, None, None]) * mask[:, None, None]
         own = F.silu((q * k).float().sum(-1, keepdim=True) + self.position[0] + self.time[0])
         return self._added(x, u, weight.to(v.dtype) @ steps[1] + own.to(v.dtype) * v)
+
+
+POOLINGS["hstu"] = TargetHSTU

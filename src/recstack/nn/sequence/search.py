@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from recstack.errors import ConfigError
 from recstack.nn.mlp import linear
 from recstack.nn.sequence.attention import MultiHead, age, masked_softmax
+from recstack.nn.sequence.hstu import BUCKETS, time_bucket
 from recstack.nn.sequence.pooling import Pooling
 from recstack.nn.sequence.target_attention import TargetAttention
 
@@ -61,12 +62,14 @@ class Search(Pooling):
         self.keep, self.recent = keep, recent
         self.short = TargetAttention(width)
 
-    def forward(self, query: Tensor, sequence: Tensor, mask: Tensor, candidates: Tensor | None = None) -> Tensor:
+    def forward(
+        self, query: Tensor, sequence: Tensor, mask: Tensor, candidates: Tensor | None = None, **more: Tensor | None
+    ) -> Tensor:
         short = self.short(query, *newest(sequence, mask, self.recent), candidates)
-        return torch.cat([self.long(query, sequence, mask).to(short.dtype), short], -1)
+        return torch.cat([self.long(query, sequence, mask, **more).to(short.dtype), short], -1)
 
     def long(self, query: Tensor, sequence: Tensor, mask: Tensor) -> Tensor:
-        """What the search finds ``[R, L, W]``."""
+        """What the search finds ``[R, L, W]``; subclasses say what `more` they read."""
         raise NotImplementedError
 
 
@@ -80,6 +83,27 @@ class Found(nn.Module):
     def forward(self, query: Tensor, steps: Tensor, there: Tensor) -> Tensor:
         out = self.attention(query.unsqueeze(-2), steps, there).squeeze(-2)
         return out * there.any(-1, keepdim=True)
+
+
+class FoundInTime(Found):
+    """`Found`, whose steps also carry how long before the request they were.
+
+    A learned vector of the interval's bucket (see `time_bucket`) is added to each step: concatenated, as SIM writes it, it
+    would reach keys and values through a projection of its own, which is the same map. `since` ``[R, L, K]`` in
+    seconds; where None, all steps share a bucket.
+    """
+
+    def __init__(self, width: int, heads: int = 1):
+        super().__init__(width, heads)
+        self.time = nn.Parameter(0.01 * torch.randn(BUCKETS, width))
+
+    def forward(self, query: Tensor, steps: Tensor, there: Tensor, since: Tensor | None = None) -> Tensor:
+        return super().forward(query, steps + (self.time[0] if since is None else self.time[time_bucket(since)]), there)
+
+
+def _of(index: Tensor, since: Tensor | None) -> Tensor | None:
+    """Of all steps ``[R, T]`` those at ``index [R, L, K]``; where none is there, what stands at place 0."""
+    return None if since is None else since.unsqueeze(1).expand(-1, index.shape[1], -1).gather(-1, index)
 
 
 class HashSearch(Search):
@@ -151,7 +175,7 @@ class SoftSearch(Search):
     def __init__(self, width: int, keep: int = 50, heads: int = 1, recent: int = 20):
         super().__init__(width, keep, heads, recent)
         self.of_target, self.of_step = linear(width, width, bias=False), linear(width, width, bias=False)
-        self.read = Found(width, heads)
+        self.read = FoundInTime(width, heads)
 
     def relevance(self, query: Tensor, sequence: Tensor) -> Tensor:
         """r ``[R, L, T]``."""
@@ -161,11 +185,11 @@ class SoftSearch(Search):
         """U ``[R, L, W]``."""
         return (self.relevance(query, sequence) * mask.unsqueeze(-2)) @ sequence
 
-    def long(self, query: Tensor, sequence: Tensor, mask: Tensor) -> Tensor:
+    def long(self, query: Tensor, sequence: Tensor, mask: Tensor, since: Tensor | None = None) -> Tensor:
         with torch.no_grad():
             score = self.relevance(query, sequence).float()
         index, there = top_steps(score, mask.unsqueeze(-2).expand(score.shape), self.keep)
-        return self.read(query, picked(sequence, index), there)
+        return self.read(query, picked(sequence, index), there, _of(index, since))
 
 
 class MatchSearch(Search):
@@ -173,18 +197,17 @@ class MatchSearch(Search):
 
     def __init__(self, width: int, keep: int = 50, heads: int = 1, recent: int = 20):
         super().__init__(width, keep, heads, recent)
-        self.read = Found(width, heads)
+        self.read = FoundInTime(width, heads)
 
-    def forward(
+    def long(
         self,
         query: Tensor,
         sequence: Tensor,
         mask: Tensor,
-        candidates: Tensor | None = None,
         match: Tensor | None = None,
+        since: Tensor | None = None,
     ) -> Tensor:
         live = mask.unsqueeze(-2).expand(-1, query.shape[1], -1)
         live = live if match is None else live & match
         index, there = top_steps(-age(mask).float().unsqueeze(-2).expand(live.shape), live, self.keep)
-        short = self.short(query, *newest(sequence, mask, self.recent), candidates)
-        return torch.cat([self.read(query, picked(sequence, index), there).to(short.dtype), short], -1)
+        return self.read(query, picked(sequence, index), there, _of(index, since))
