@@ -219,7 +219,7 @@ def test_requests_of_columns_start_from_the_history_of_their_time():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ConfigError, match="neighbours and last are at least 1"):
+    with pytest.raises(ConfigError, match="neighbours is at least 1"):
         rs.retrieval.Swing(neighbours=0)
     with pytest.raises(ConfigError, match="decay lies in"):
         rs.retrieval.ItemCF(decay=0.0)

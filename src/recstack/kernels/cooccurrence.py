@@ -41,8 +41,11 @@ def interactions(
 
 
 def transpose(matrix: Sparse) -> Sparse:
-    """Rows for columns, without values; the columns of a new row ascend."""
+    """Rows for columns; the columns of a new row ascend."""
     offsets = offsets_of(np.bincount(matrix.columns, minlength=matrix.width))
+    if matrix.values is not None:
+        order = np.argsort(matrix.columns, kind="stable")
+        return Sparse(offsets, matrix.rows[order].astype(np.int32), matrix.height, matrix.values[order])
     columns = np.empty(len(matrix.columns), np.int32)
     compiled(_transpose)(matrix.offsets, matrix.columns, offsets[:-1].copy(), columns)
     return Sparse(offsets, columns, matrix.height)
@@ -93,35 +96,48 @@ def swing(users: Sparse, weight: np.ndarray, *, alpha: float = 1.0, k: int = 100
     return _rows(kernel, given, users.width, k)
 
 
+SIMILARITIES = ("cosine", "weighted_cosine", "jaccard")
+
+
 def co_counts(
-    users: Sparse, weight: np.ndarray, *, similarity: str = "cosine", exponent: float = 0.5, k: int = 100
+    users: Sparse,
+    weight: np.ndarray,
+    *,
+    similarity: str = "cosine",
+    exponent: float = 0.5,
+    shrinkage: float = 0.0,
+    k: int = 100,
 ) -> Sparse:
     r"""The k items most similar to each item by weighted counts of common users.
 
     With :math:`c_{ij} = \sum_{u \in U_i \cap U_j} w_u` and :math:`n_i = |U_i|`:
 
     .. math:: \mathrm{cosine:}\; \frac{c_{ij}}{n_i^{1-b}\, n_j^{b}}, \qquad
+        \mathrm{weighted\ cosine:}\; \frac{c_{ij}}{c_{ii}^{1-b}\, c_{jj}^{b}}, \qquad
         \mathrm{jaccard:}\; \frac{c_{ij}}{c_{ii} + c_{jj} - c_{ij}}
 
     Args:
         users: [users, N], the items of each user.
         weight: float [users], the :math:`w_u`.
-        similarity: "cosine" or "jaccard".
+        similarity: "cosine", "weighted_cosine" or "jaccard".
         exponent: b, how much the popularity of the *proposed* item is held against it: 0.5 is the cosine, 0 the
             conditional probability of j given i.
+        shrinkage: :math:`\lambda`; the similarity is multiplied by :math:`c_{ij} / (c_{ij} + \lambda)`.
 
     Returns:
         Sparse [N, N] with positive values, best first in each row.
     """
-    if similarity not in ("cosine", "jaccard"):
-        raise unknown("similarity", similarity, ("cosine", "jaccard"))
+    if similarity not in SIMILARITIES:
+        raise unknown("similarity", similarity, SIMILARITIES)
     items = transpose(users)
     weight = np.ascontiguousarray(weight, np.float64)
-    if similarity == "cosine":
-        n = np.maximum(items.counts, 1).astype(np.float64)
+    n = items.counts.astype(np.float64)
+    if similarity != "cosine":
+        n = np.bincount(users.columns, np.repeat(weight, users.counts), minlength=users.width)
+    source = target = n
+    if similarity != "jaccard":
+        n = np.where(n > 0, n, 1.0)
         source, target = n ** (1 - exponent), n**exponent
-    else:
-        source = target = np.bincount(users.columns, np.repeat(weight, users.counts), minlength=users.width)
     kernel = compiled(_co_counts, _sink, keep_best)
     given = (
         items.offsets,
@@ -132,8 +148,48 @@ def co_counts(
         source,
         target,
         similarity == "jaccard",
+        float(shrinkage),
     )
     return _rows(kernel, given, users.width, k)
+
+
+def co_visits(
+    sessions: Sparse,
+    weight: np.ndarray,
+    times: np.ndarray | None = None,
+    *,
+    window: int = 30,
+    half_life: float | None = None,
+    backward: float = 1.0,
+    k: int = 100,
+) -> Sparse:
+    r"""The k items met most, and soonest, after each item (or, for less, before it) in the same session.
+
+    .. math:: s_{ij} = \sum_{S} w_S \sum_{a, b \in S:\; i_a = i,\, i_b = j,\, 0 < |a - b| \le W}
+        2^{-|t_a - t_b| / h}\, \big([a < b] + \beta\, [a > b]\big)
+
+    Args:
+        sessions: [sessions, N], the events of each in the order of time; items may come again.
+        weight: float [sessions], the :math:`w_S`.
+        times: [entries], needed for a half-life.
+        window: W, how many events apart two may lie.
+        half_life: h; None: time does not matter.
+        backward: :math:`\beta`, what a pair counts for the later of its items.
+
+    Returns:
+        Sparse [N, N] with positive values, best first in each row.
+    """
+    at = np.argsort(sessions.columns, kind="stable")  # the events of each item
+    offsets = offsets_of(np.bincount(sessions.columns, minlength=sessions.width))
+    event = np.arange(len(at))
+    low = np.maximum(np.repeat(sessions.offsets[:-1], sessions.counts), event - window)
+    high = np.minimum(np.repeat(sessions.offsets[1:], sessions.counts), event + window + 1)
+    rate = 0.0 if half_life is None else 1 / half_life
+    when = np.zeros(len(at)) if times is None else np.asarray(times, np.float64)
+    each = np.repeat(np.asarray(weight, np.float64), sessions.counts)
+    kernel = compiled(_co_visits, _sink, keep_best)
+    given = (offsets, at, sessions.columns, low, high, each, when, rate, float(backward))
+    return _rows(kernel, given, sessions.width, k)
 
 
 def normalise_rows(matrix: Sparse, how: str | None) -> Sparse:
@@ -217,7 +273,7 @@ def _swing(begin, end, i_at, i_users, u_at, u_items, weight, alpha, ids, scores,
         known[i] = False
 
 
-def _co_counts(begin, end, i_at, i_users, u_at, u_items, weight, source, target, jaccard, ids, scores, found):
+def _co_counts(begin, end, i_at, i_users, u_at, u_items, weight, source, target, jaccard, lam, ids, scores, found):
     n = len(i_at) - 1
     total = np.zeros(n)
     met = np.empty(n, np.int32)
@@ -236,10 +292,34 @@ def _co_counts(begin, end, i_at, i_users, u_at, u_items, weight, source, target,
                 total[j] += weight[u]
         for p in range(m):
             j = met[p]
-            total[j] /= source[i] + target[j] - total[j] if jaccard else source[i] * target[j]
+            c = total[j]
+            total[j] = c / (source[i] + target[j] - c if jaccard else source[i] * target[j]) * (c / (c + lam))
         found[i - begin] = keep_best(met, m, total, ids[i - begin], scores[i - begin])
         for p in range(m):
             total[met[p]] = 0.0
             known[met[p]] = False
         total[i] = 0.0
         known[i] = False
+
+
+def _co_visits(begin, end, i_at, events, items, low, high, weight, times, rate, backward, ids, scores, found):
+    n = len(i_at) - 1
+    total = np.zeros(n)
+    met = np.empty(n, np.int32)
+    for i in range(begin, end):
+        m = 0
+        for a in range(i_at[i], i_at[i + 1]):
+            e = events[a]
+            for f in range(low[e], high[e]):
+                j = items[f]
+                w = weight[e] * 2.0 ** (-abs(times[e] - times[f]) * rate)
+                if f < e:
+                    w *= backward
+                if j != i and w > 0:
+                    if total[j] == 0:
+                        met[m] = j
+                        m += 1
+                    total[j] += w
+        found[i - begin] = keep_best(met, m, total, ids[i - begin], scores[i - begin])
+        for p in range(m):
+            total[met[p]] = 0.0

@@ -63,6 +63,24 @@ class Sparse(NamedTuple):
         return Sparse(offsets, self.columns[kept], self.width, None if self.values is None else self.values[kept])
 
 
+def product(left: Sparse, right: Sparse) -> Sparse:
+    """left [R, M] times right [M, N], both sparse: float32 values, columns of a row ascending.
+
+    >>> one = Sparse(np.array([0, 2]), np.array([0, 1], np.int32), 2, np.array([1.0, 10.0], np.float32))
+    >>> other = Sparse(np.array([0, 1, 3]), np.array([3, 3, 4], np.int32), 5)
+    >>> product(one, other).columns, product(one, other).values
+    (array([3, 4], dtype=int32), array([11., 10.], dtype=float32))
+    """
+    rows = right.take(left.columns)
+    entry = rows.rows  # of left
+    value = _weights(rows).astype(np.float64) * _weights(left)[entry]
+    key, place = np.unique(left.rows[entry] * right.width + rows.columns, return_inverse=True)
+    row, column = np.divmod(key, right.width)
+    offsets = offsets_of(np.bincount(row, minlength=left.height))
+    values = np.bincount(place, value, minlength=len(key)).astype(np.float32)
+    return Sparse(offsets, column.astype(np.int32), right.width, values)
+
+
 def offsets_of(counts: np.ndarray) -> np.ndarray:
     """Where rows of the given lengths begin, and where the last one ends: int64 [rows + 1]."""
     return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
@@ -174,8 +192,8 @@ def _recommend(begin, end, h_at, h_items, h_values, s_at, s_items, s_values, see
             state[seen[p]] &= 3
 
 
-def _score(begin, end, h_at, h_items, h_values, s_at, s_items, s_values, ids, scores):
-    total = np.zeros(len(s_at) - 1)
+def _score(begin, end, h_at, h_items, h_values, s_at, s_items, s_values, width, ids, scores):
+    total = np.zeros(width)
     for r in range(begin, end):
         for p in range(h_at[r], h_at[r + 1]):
             i = h_items[p]
@@ -198,8 +216,8 @@ def recommend_from_rows(
     r"""The k items with the largest :math:`\sum_{i \in \mathrm{history}(r)} h_{ri} S_{ij}`, exactly.
 
     Args:
-        history: [R, N], the items each request starts from, with weights or without.
-        similar: [N, N], the neighbours of each item; values must be positive.
+        history: [R, M], the items (or users, or tags) each request starts from, with weights or without.
+        similar: [M, N], the neighbours of each; values must be positive.
         k: how many at most. Items that no neighbour list reaches are never proposed, so there may be fewer.
         seen: [R, N], what a request must not get.
         allowed: bool [N], what may be proposed at all.
@@ -229,7 +247,7 @@ def score_from_rows(history: Sparse, similar: Sparse, ids: np.ndarray) -> np.nda
     scores = np.zeros(ids.shape, np.float32)
     kernel = compiled(_score)
     given = (history.offsets, history.columns, _weights(history), similar.offsets, similar.columns, similar.values)
-    in_blocks(lambda begin, end: kernel(begin, end, *given, ids, scores), history.height)
+    in_blocks(lambda begin, end: kernel(begin, end, *given, similar.width, ids, scores), history.height)
     return scores
 
 

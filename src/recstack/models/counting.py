@@ -10,12 +10,13 @@ from torch import Tensor
 
 from recstack.errors import ConfigError
 from recstack.kernels.cooccurrence import interactions, normalise_rows
-from recstack.kernels.topk import Sparse, recommend_from_rows, score_from_rows
+from recstack.kernels.topk import Sparse, offsets_of, recommend_from_rows, score_from_rows
 from recstack.models.base import CountedRetriever
-from recstack.schema import Schema
+from recstack.schema import Feature, Schema, is_multi
 
 if TYPE_CHECKING:
     from recstack.data import Columns, Requests
+    from recstack.data.store import ItemStore
 
 
 def positives(train: Columns, task: str | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -38,74 +39,51 @@ def user_items(train: Columns, task: str | None = None) -> Sparse:
     return interactions(user[known], item[known], height, train.catalog.size)  # type: ignore[union-attr]
 
 
-class ItemToItem(CountedRetriever):
-    r"""Items by their neighbours: a user gets what is similar to the items of their history.
+def item_values(catalog: ItemStore, feature: Feature) -> Sparse:
+    """How often each value of an embedded item feature stands in each item: [N, ids of the feature], ascending.
 
-    .. math:: s(u, j) = \sum_{i \in I_u} d^{\,\mathrm{age}(i)}\, S_{ij}
+    Padding, unknown values, and ids that are no items have none.
+    """
+    if is_multi(feature):
+        ids, offsets = catalog.block.lists[feature.name]
+    else:
+        ids, offsets = catalog.block.column(feature.name), np.arange(catalog.size + 1)
+    item = np.repeat(np.arange(catalog.size), np.diff(offsets))
+    width = feature.size  # type: ignore[attr-defined]  # its table's
+    alive = np.zeros(catalog.size, bool)
+    alive[catalog.ids] = True
+    live = (ids >= 2) & alive[item]
+    key, count = np.unique(item[live] * width + ids[live], return_counts=True)
+    item, value = np.divmod(key, width)
+    offsets = offsets_of(np.bincount(item, minlength=catalog.size))
+    return Sparse(offsets, value.astype(np.int32), width, count.astype(np.float32))
+
+
+def answer(ids: np.ndarray, scores: np.ndarray, found: np.ndarray) -> tuple[Tensor, Tensor]:
+    """What a kernel found, as `search` gives it back: -inf where there is nothing."""
+    scores[np.arange(ids.shape[1]) >= found[:, None]] = -np.inf
+    return torch.from_numpy(ids).long(), torch.from_numpy(scores)
+
+
+class FromHistory(CountedRetriever):
+    """A counted retriever whose answer starts from the items of a user's history, so that new users get one too.
 
     Args:
         schema: filled in by `fit`.
-        neighbours: kept for each item.
-        normalise: "sum" or "max": the rows of S are divided by it; None leaves them.
         task: the binary task whose label 1 makes a row an interaction; None: the schema's first, or every row.
         history: the History that a user's items are read from; None: the schema's first, or, where it declares none,
             everything the user has met.
         last: only the newest items of the history; None: all.
-        decay: weight of an item for each step that it lies back, :math:`d`.
+        decay: weight of an item for each step that it lies back.
     """
 
-    arrays: ClassVar[tuple[str, ...]] = ("offsets", "columns", "values")
-    offsets: np.ndarray
-    columns: np.ndarray
-    values: np.ndarray
-
-    def __init__(
-        self,
-        schema: Schema | None,
-        neighbours: int,
-        normalise: str | None,
-        task: str | None,
-        history: str | None,
-        last: int | None,
-        decay: float,
-    ):
-        if neighbours < 1 or (last is not None and last < 1) or not 0 < decay <= 1:
-            raise ConfigError(
-                f"neighbours and last are at least 1, decay lies in (0, 1]; got {neighbours}, {last}, {decay:g}."
-            )
+    def __init__(self, schema: Schema | None, task: str | None, history: str | None, last: int | None, decay: float):
+        if (last is not None and last < 1) or not 0 < decay <= 1:
+            raise ConfigError(f"last is at least 1 and decay lies in (0, 1]; got {last} and {decay:g}.")
         if schema is not None:
             self.schema = schema
-        self.neighbours, self.normalise, self.task = neighbours, normalise, task
-        self.history, self.last, self.decay = history, last, decay
+        self.task, self.history, self.last, self.decay = task, history, last, decay
 
-    def similarities(self, users: Sparse) -> Sparse:
-        """S [N, N], at most `neighbours` a row, from the items of each user [users, N]."""
-        raise NotImplementedError
-
-    def count(self, train: Columns) -> None:
-        self._profile()  # an unknown history is told now, not at the first request
-        found = normalise_rows(self.similarities(user_items(train, self.task)), self.normalise)
-        assert found.values is not None
-        self.offsets, self.columns, self.values = found.offsets, found.columns, found.values
-
-    @property
-    def similar(self) -> Sparse:
-        """S, the neighbours of each item id, best first."""
-        return Sparse(self.offsets, self.columns, len(self.offsets) - 1, self.values)
-
-    def search(self, requests: Requests, k: int, exclude_seen: bool, allowed: Tensor) -> tuple[Tensor, Tensor]:
-        seen = self._seen(requests) if exclude_seen else None
-        ids, scores, found = recommend_from_rows(
-            self._starts(requests), self.similar, k, seen=seen, allowed=allowed.numpy()
-        )
-        scores[np.arange(k) >= found[:, None]] = -np.inf  # no neighbour list leads there
-        return torch.from_numpy(ids).long(), torch.from_numpy(scores)
-
-    def pair_scores(self, requests: Requests, ids: Tensor) -> Tensor:
-        """The sum over the history for given items, 0 where nothing leads to them: ids ``[R, K]`` → float32 ``[R, K]``."""
-        return torch.from_numpy(score_from_rows(self._starts(requests), self.similar, ids.numpy()))
-
-    # -- a request's history --------------------------------------------------------------------------------------------
     def _profile(self) -> str | None:
         """The History to read, or None for everything the user has met."""
         if self.history is not None:
@@ -140,3 +118,62 @@ class ItemToItem(CountedRetriever):
     def _seen(self, requests: Requests) -> Sparse:
         offsets, items = requests.seen
         return Sparse(np.asarray(offsets), np.asarray(items), self.catalog.size)
+
+
+class ItemToItem(FromHistory):
+    r"""Items by their neighbours: a user gets what is similar to the items of their history.
+
+    .. math:: s(u, j) = \sum_{i \in I_u} d^{\,\mathrm{age}(i)}\, S_{ij}
+
+    Args:
+        schema, task, history, last, decay: as in `FromHistory`; the decay is :math:`d`.
+        neighbours: kept for each item.
+        normalise: "sum" or "max": the rows of S are divided by it; None leaves them.
+    """
+
+    arrays: ClassVar[tuple[str, ...]] = ("offsets", "columns", "values")
+    offsets: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+
+    def __init__(
+        self,
+        schema: Schema | None,
+        neighbours: int,
+        normalise: str | None,
+        task: str | None,
+        history: str | None,
+        last: int | None,
+        decay: float,
+    ):
+        super().__init__(schema, task, history, last, decay)
+        if neighbours < 1:
+            raise ConfigError(f"neighbours is at least 1; got {neighbours}.")
+        self.neighbours, self.normalise = neighbours, normalise
+
+    def similarities(self, users: Sparse) -> Sparse:
+        """S [N, N], at most `neighbours` a row, from the items of each user [users, N]."""
+        raise NotImplementedError
+
+    def counted(self, train: Columns) -> Sparse:
+        """S before its rows are normalised."""
+        return self.similarities(user_items(train, self.task))
+
+    def count(self, train: Columns) -> None:
+        self._profile()  # an unknown history is told now, not at the first request
+        found = normalise_rows(self.counted(train), self.normalise)
+        assert found.values is not None
+        self.offsets, self.columns, self.values = found.offsets, found.columns, found.values
+
+    @property
+    def similar(self) -> Sparse:
+        """S, the neighbours of each item id, best first."""
+        return Sparse(self.offsets, self.columns, len(self.offsets) - 1, self.values)
+
+    def search(self, requests: Requests, k: int, exclude_seen: bool, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self._seen(requests) if exclude_seen else None
+        return answer(*recommend_from_rows(self._starts(requests), self.similar, k, seen=seen, allowed=allowed.numpy()))
+
+    def pair_scores(self, requests: Requests, ids: Tensor) -> Tensor:
+        """The sum over the history for given items, 0 where nothing leads to them: ids ``[R, K]`` → float32 ``[R, K]``."""
+        return torch.from_numpy(score_from_rows(self._starts(requests), self.similar, ids.numpy()))

@@ -124,8 +124,9 @@ class Communities(NamedTuple):
 def communities(users: int = 40, items: int = 24, each: int = 6, seed: int = 0) -> Communities:
     """A raw, implicit log in which each user met `each` items of their own community and none of the other.
 
-    Ids are raw (users from 1000, items from 500), one time step after the other; the History is ``watched``. Retrievers that count are tested on it:
-    what they recommend to a user is from that user's community.
+    Ids are raw (users from 1000, items from 500), one time step after the other; the History is ``watched``. An item has two
+    values of ``genre``, which no item of the other community has. Retrievers that count are tested on it: what they
+    recommend to a user is from that user's community.
     """
     import numpy as np
     import polars as pl
@@ -143,12 +144,14 @@ def communities(users: int = 40, items: int = 24, each: int = 6, seed: int = 0) 
         {
             "user_id": [rows[j][0] for j in order],
             "item_id": [rows[j][1] for j in order],
+            "genre": [[rows[j][1] % 2, 2 + rows[j][1] % 6] for j in order],
             "time": list(range(len(rows))),
         }
     )
     features = (
         Categorical("user_id", "user"),
         Categorical("item_id", "item"),
+        Categorical("genre", "item", multi=True),
         History("watched", of=("item_id",), max_len=each),
     )
     schema = Schema(features, [Task("click")], time="time")
