@@ -7,6 +7,10 @@ from . import rules as rules
 from . import testing as testing
 from .candidates import Candidates as Candidates
 from .cascade import Cascade as Cascade
+from .cascade.retrieval import evaluate_retrieval as evaluate_retrieval
+from .cascade.sampled import evaluate_sampled as evaluate_sampled
+from .cascade.similar import item_hit_rate as item_hit_rate
+from .cascade.similar import similar_items as similar_items
 from .data import Columns as Columns
 from .data import Encoder as Encoder
 from .data import Loader as Loader
