@@ -28,6 +28,14 @@ from recstack.kernels.topk import Sparse, evaluate_topk
 from recstack.training.callbacks import Callback
 
 K = 20
+COUNTED = {
+    "swing": rs.retrieval.Swing,
+    "item_cf": rs.retrieval.ItemCF,
+    "user_cf": rs.retrieval.UserCF,
+    "etrec": rs.retrieval.ETREC,
+    "pixie": lambda: rs.retrieval.Pixie(steps=10_000),  # a tenth of the default: 30,000 users are asked at once
+    "popularity": rs.retrieval.Popularity,
+}
 
 
 def measure(model: Any, users: list[int], truth: Sparse) -> dict[str, float]:
@@ -58,7 +66,7 @@ class Watch(Callback):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("swing", "item_cf", "popularity", "lightgcn"), default="swing")
+    parser.add_argument("--model", choices=(*COUNTED, "lightgcn"), default="swing")
     parser.add_argument("--epochs", type=int, default=1000, help="of lightgcn")
     parser.add_argument("--every", type=int, default=20, help="lightgcn: epochs between measurements")
     parser.add_argument("--batch-size", type=int, default=2048, help="of lightgcn")
@@ -98,9 +106,7 @@ def main() -> None:
             columns, callbacks=[Watch(model, raw, truth, args.every, write)], checkpoint=args.checkpoint, **options
         )
     else:
-        model = {"swing": rs.retrieval.Swing, "item_cf": rs.retrieval.ItemCF, "popularity": rs.retrieval.Popularity}[
-            args.model
-        ]()
+        model = COUNTED[args.model]()
         options = {}
         model.fit(columns)
     fitted = time.perf_counter() - begun - read

@@ -79,12 +79,8 @@ class UserCF(FromHistory):
             raise ConfigError(f"neighbours is at least 1; got {neighbours}.")
         if item_weight not in _WEIGHTS:
             raise unknown("item_weight", item_weight, _WEIGHTS)
-        self.neighbours, self.item_weight, self.min_items, self.max_items = (
-            neighbours,
-            item_weight,
-            min_items,
-            max_items,
-        )
+        self.neighbours, self.item_weight = neighbours, item_weight
+        self.min_items, self.max_items = min_items, max_items
 
     def count(self, train: Columns) -> None:
         self._profile()
