@@ -11,9 +11,14 @@ import torch
 
 from recstack import bundle
 from recstack.errors import BundleError, ConfigError, DataError
-from recstack.index import Exact, Faiss
+from recstack.index import Exact, Faiss, Rows
 
-KINDS = {"exact": Exact, "hnsw": lambda: Faiss("hnsw", effort=200), "ivf": lambda: Faiss("ivf", effort=24)}
+KINDS = {
+    "exact": Exact,
+    "hnsw": lambda: Faiss("hnsw", effort=200),
+    "ivf": lambda: Faiss("ivf", effort=24),
+    "ivf_pq": lambda: Faiss("ivf_pq", effort=32, code=6),
+}
 
 
 @pytest.fixture(params=KINDS)
@@ -62,7 +67,7 @@ def test_exact_search_is_the_loop(interests, share):
         assert score[r].tolist() == pytest.approx([s for _, s in expected], rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivf_pq"])
 @pytest.mark.parametrize("interests", [None, 3])
 @pytest.mark.parametrize("share", [None, 0.5, 0.15])
 def test_approximate_search_is_nearly_exact(kind, interests, share):
@@ -244,3 +249,60 @@ def test_recall_on_sift_vectors(data_dir, kind, band):
     vectors = torch.nn.functional.normalize(torch.from_numpy(table), dim=1)
     index = Faiss(kind, effort=16 if kind == "ivf" else 128).build(vectors, torch.arange(1, len(vectors) + 1))
     assert index.recall(vectors[:200], 50) > band
+
+
+# -- rows of fewer bits -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dim", [5, 8, 12])
+def test_rows_are_their_formulas(dim):
+    vectors = torch.randn(20, dim, generator=torch.Generator().manual_seed(0))
+    for kind in ("float32", "int8", "binary"):
+        rows = Rows.of(vectors[:15], kind).append(vectors[15:])
+        slow = torch.empty(20, dim)
+        for r, x in enumerate(vectors):
+            if kind == "int8":
+                step = max(abs(float(v)) for v in x) / 127
+                slow[r] = torch.tensor([round(float(v) / step) * step for v in x])
+            elif kind == "binary":
+                length = sum(abs(float(v)) for v in x) / dim
+                slow[r] = torch.tensor([length if v > 0 else -length for v in x])
+            else:
+                slow[r] = x
+        torch.testing.assert_close(rows[:], slow)
+        torch.testing.assert_close(rows.products(vectors[:3]), vectors[:3] @ slow.T)
+        again = Rows.from_tensors(kind, rows.select(torch.arange(4)).tensors())
+        torch.testing.assert_close(again[:], slow[:4])
+    assert Rows.of(vectors, "binary").codes.numel() == 20 * -(-dim // 8)
+
+
+def test_the_recall_of_a_new_index_is_measured_against_the_given_vectors():
+    vectors, ids, queries = world(dim=32)
+    found = {kind: Exact(kind).build(vectors, ids, queries).measured for kind in ("float32", "int8", "binary")}
+    assert found["float32"] is None
+    assert found["int8"] > 0.95
+    assert 0.2 < found["binary"] < found["int8"]
+    pq = Faiss("ivf_pq", effort=32, rows="int8").build(vectors, ids, queries)
+    _, score = Exact("int8").build(vectors, ids).search(queries, 10)
+    assert pq.measured > 0.85
+    assert pq.search(queries, 10)[1][:, 0].tolist() == pytest.approx(score[:, 0].tolist(), rel=1e-5)
+    true = Exact().build(vectors, ids).search(queries, 10)[0]
+    own = Exact("binary").build(vectors, ids, queries).search(queries, 10)[0]
+    loop = np.mean([len(set(a.tolist()) & set(b.tolist())) / 10 for a, b in zip(own, true, strict=True)])
+    assert found["binary"] == pytest.approx(loop, abs=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda: Exact("int8"), lambda: Exact("binary"), lambda: Faiss("ivf_pq", rows="int8")])
+def test_rows_of_fewer_bits_are_saved_as_they_are(make, tmp_path):
+    vectors, ids, queries = world()
+    index = make().build(vectors, ids)
+    index.remove(ids[:100])
+    expected = index.search(queries, 10)
+    bundle.write(tmp_path / "index", {"index": index.to_piece()})
+    piece = bundle.read(tmp_path / "index").piece("index")
+    again = type(index).from_piece(piece)
+    found = again.search(queries, 10)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1])
+    with pytest.raises(ConfigError, match="rows"):
+        Exact("int4")
+    with pytest.raises(ConfigError, match="divisor of 12"):
+        Faiss("ivf_pq", code=5).build(vectors, ids)

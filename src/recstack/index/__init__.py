@@ -3,5 +3,6 @@
 from recstack.index.base import Index
 from recstack.index.exact import Exact
 from recstack.index.faiss import Faiss
+from recstack.index.rows import Rows
 
-__all__ = ["Exact", "Faiss", "Index"]
+__all__ = ["Exact", "Faiss", "Index", "Rows"]

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from recstack import bundle
 from recstack.bundle import Piece
-from recstack.errors import DataError
+from recstack.errors import DataError, unknown
+from recstack.index.rows import KINDS, Rows
 
 Exclude = tuple[Any, Any]
 _CELLS = 1 << 24  # scores held at once by the exact search: 64 MiB
+_ASKED = 200  # queries that measure the recall of a new index
 
 
 class Index:
@@ -21,10 +23,18 @@ class Index:
 
     `search` answers queries [R, D], or [R, K, D] when a request has several vectors: then an item's score is that of the
     nearest of them. A subclass says how in `_search`; everything else is here.
+
+    Args:
+        rows: how vectors are kept: "float32", "int8" or "binary"; see `Rows`.
     """
 
-    def __init__(self) -> None:
-        self._vectors, self._ids = torch.zeros(0, 0), torch.zeros(0, dtype=torch.long)
+    measured: float | None = None  # the recall that `build` measured, of what is not exact
+
+    def __init__(self, rows: str = "float32") -> None:
+        if rows not in KINDS:
+            raise unknown("rows", rows, KINDS)
+        self.rows = rows
+        self._vectors, self._ids = Rows.of(torch.zeros(0, 0), rows), torch.zeros(0, dtype=torch.long)
         self._alive = torch.zeros(0, dtype=torch.bool)
         self._by_id: tuple[Tensor, Tensor] | None = None
 
@@ -36,25 +46,39 @@ class Index:
         """The item ids held, int64 [N]."""
         return self._ids[self._alive]
 
-    def build(self, vectors: Tensor, ids: Tensor) -> Self:
-        """Hold these vectors [N, D] under these ids [N] (positive, each once), and nothing else. Raises DataError."""
+    def build(self, vectors: Tensor, ids: Tensor, queries: Tensor | None = None) -> Self:
+        """Hold these vectors [N, D] under these ids [N] (positive, each once), and nothing else. Raises DataError.
+
+        What is not exact is compared with exact search: `measured` is the share of the true ten nearest items that are
+        found, for 200 `queries`; where none are given, for vectors of the items themselves.
+        """
         vectors, ids = self._checked(vectors, ids)
-        self._vectors, self._ids, self._by_id = vectors, ids, None
-        self._alive = torch.ones(len(ids), dtype=torch.bool)
-        self._built()
+        self._hold(Rows.of(vectors, self.rows), ids)
+        self._built(vectors)
+        if not self.exact and len(ids):
+            asked = vectors if queries is None else torch.as_tensor(queries).detach().float().cpu()
+            asked = asked[torch.linspace(0, len(asked) - 1, min(_ASKED, len(asked))).long()]
+            self.measured = self._recall(Index().build(vectors, ids), asked, min(10, len(ids)))
         return self
+
+    @property
+    def exact(self) -> bool:
+        """Whether the nearest items are found for certain."""
+        return self.rows == "float32"
+
+    def _hold(self, rows: Rows, ids: Tensor) -> None:
+        self._vectors, self._ids, self._by_id = rows, ids, None
+        self._alive = torch.ones(len(ids), dtype=torch.bool)
 
     def add(self, vectors: Tensor, ids: Tensor) -> Self:
         """Add items; one that is there already gets the new vector. Raises DataError."""
         if not len(self):
             return self.build(vectors, ids)
         vectors, ids = self._checked(vectors, ids)
-        if vectors.shape[1] != self._vectors.shape[1]:
-            raise DataError(
-                f"The index holds vectors of {self._vectors.shape[1]} numbers; these have {vectors.shape[1]}."
-            )
+        if vectors.shape[1] != self._vectors.dim:
+            raise DataError(f"The index holds vectors of {self._vectors.dim} numbers; these have {vectors.shape[1]}.")
         self.remove(ids)
-        self._vectors, self._ids = torch.cat([self._vectors, vectors]), torch.cat([self._ids, ids])
+        self._vectors, self._ids = self._vectors.append(vectors), torch.cat([self._ids, ids])
         self._alive = torch.cat([self._alive, torch.ones(len(ids), dtype=torch.bool)])
         self._by_id = None
         self._added(vectors)
@@ -68,8 +92,13 @@ class Index:
         self._alive[place] = False
         self._by_id = None
         if 2 * len(self) < len(self._ids):  # the dead cost memory and time: make room
-            self.build(self._vectors[self._alive], self._ids[self._alive])
+            self._compact()
         return len(place)
+
+    def _compact(self) -> None:
+        """Forget what was removed."""
+        self._hold(self._vectors.select(self._alive), self._ids[self._alive])
+        self._built(self._vectors[:])
 
     def search(
         self, queries: Tensor, k: int, *, exclude: Exclude | None = None, where: Tensor | None = None
@@ -83,9 +112,9 @@ class Index:
         queries = torch.as_tensor(queries).detach().float().cpu()
         if queries.dim() == 2:
             queries = queries[:, None]
-        if queries.dim() != 3 or (len(self) and queries.shape[2] != self._vectors.shape[1]):
+        if queries.dim() != 3 or (len(self) and queries.shape[2] != self._vectors.dim):
             raise DataError(
-                f"Queries are {list(queries.shape)}; give [R, {self._vectors.shape[1]}] or [R, K, {self._vectors.shape[1]}]."
+                f"Queries are {list(queries.shape)}; give [R, {self._vectors.dim}] or [R, K, {self._vectors.dim}]."
             )
         if not queries.isfinite().all():
             raise DataError("Queries hold NaN or infinite numbers; the model that made them has diverged.")
@@ -104,19 +133,29 @@ class Index:
         return ids, score
 
     def recall(self, queries: Tensor, k: int, *, exclude: Exclude | None = None, where: Tensor | None = None) -> float:
-        """The share of the true k nearest items that `search` finds; an equally near item counts as found."""
-        _, found = self.search(queries, k, exclude=exclude, where=where)
+        """The share of the k nearest items, by the rows as they are kept, that `search` finds; an equally near one counts.
+
+        What rows of fewer bits lose is in `measured`, which `build` takes from the vectors it is given.
+        """
         exact = Index().build(self._vectors[self._alive], self.ids)
-        _, true = exact.search(queries, k, exclude=exclude, where=where)
+        return self._recall(exact, queries, k, exclude=exclude, where=where)
+
+    def _recall(self, exact: Index, queries: Tensor, k: int, **filters: Any) -> float:
+        found, _ = self.search(queries, k, **filters)
+        _, true = exact.search(queries, k, **filters)
         worst = true.masked_fill(true == -torch.inf, torch.inf).amin(1, keepdim=True)
-        hits = (found >= worst - 1e-5 * worst.abs()).sum()
+        asked = queries.detach().float().cpu()
+        asked = asked[:, None] if asked.dim() == 2 else asked
+        vectors = exact._vectors[exact._places(found.flatten()).clamp(min=0)].view(*found.shape, -1)
+        score = (vectors @ asked.mT).amax(-1)
+        hits = ((score >= worst - 1e-5 * worst.abs()) & (found > 0)).sum()
         return float(hits / (true > -torch.inf).sum().clamp(min=1))
 
     # ---- saving
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {}
+        return {} if self.rows == "float32" else {"rows": self.rows}
 
     def to_piece(self) -> Piece:
         """This index as a piece of a bundle."""
@@ -130,15 +169,15 @@ class Index:
         return index
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {"vectors": self._vectors[self._alive], "ids": self.ids}
+        return {**self._vectors.select(self._alive).tensors(), "ids": self.ids}
 
     def _restore(self, tensors: dict[str, Any]) -> None:
-        self.build(tensors["vectors"], tensors["ids"])
+        self._hold(Rows.from_tensors(self.rows, tensors), tensors["ids"])
 
     # ---- for subclasses
 
-    def _built(self) -> None:
-        """The vectors were replaced."""
+    def _built(self, vectors: Tensor) -> None:
+        """The vectors were replaced by these."""
 
     def _added(self, vectors: Tensor) -> None:
         """These vectors were appended."""
@@ -153,7 +192,7 @@ class Index:
         vectors, column = self._vectors, None
         if allowed is not None and 2 * int(allowed.sum()) < len(allowed):  # few: score only these
             column = allowed.nonzero().squeeze(1)
-            vectors, back = vectors[column], torch.full((len(allowed),), -1)
+            vectors, back = vectors.select(column), torch.full((len(allowed),), -1)
             back[column] = torch.arange(len(column))
             if exclude is not None:
                 exclude = exclude[0], torch.cat([back, back.new_full((1,), -1)])[exclude[1]]
@@ -163,7 +202,7 @@ class Index:
         score = torch.empty(len(queries), keep)
         for rows in blocks(len(queries), max(1, _CELLS // max(1, count * interests))):
             block = queries[rows]
-            scores = block.flatten(0, 1) @ vectors.T
+            scores = vectors.products(block.flatten(0, 1))
             if interests > 1:
                 scores = scores.view(len(block), interests, count).amax(1)
             if allowed is not None and column is None:

@@ -4,7 +4,7 @@ from recstack.index.base import Index
 
 
 class Exact(Index):
-    """Scores every item: exact, no dependency; the choice up to some 100,000 items.
+    """Scores every item, no dependency; the choice up to some 100,000 items. Exact, but for rows of fewer bits.
 
     >>> import torch
     >>> index = Exact().build(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), torch.tensor([7, 8, 9]))
