@@ -34,6 +34,34 @@ PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- frappe: drawn by benchmarks/frappe.py -->", "<!-- frappe: end -->"
 
 
+class EarlierAdam(torch.optim.Optimizer):
+    """Adam as in torch 1.0, with which the published runs were made: ε is added before the bias is corrected.
+
+    That makes ε = 1e-8 up to thirty times larger in the first steps, of the size of HOFM's first gradients for triples of
+    vectors from N(0, 1e-4²). With today's form they grow an epoch earlier.
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-3):
+        super().__init__(params, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            (beta, gamma), eps = group["betas"], group["eps"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state |= {"step": torch.zeros(()), "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
+                state["step"] += 1
+                t = int(state["step"])
+                state["mean"].lerp_(p.grad, 1 - beta)
+                state["square"].mul_(gamma).addcmul_(p.grad, p.grad, value=1 - gamma)
+                rate = group["lr"] * (1 - gamma**t) ** 0.5 / (1 - beta**t)
+                p.addcdiv_(state["mean"], state["square"].sqrt().add_(eps), value=-rate)
+
+
 class Row(NamedTuple):
     """One line of the published table.
 
@@ -153,8 +181,15 @@ ROWS = {
     "CIN": Row("xDeepFM", {"maps": (64, 64, 64), "hidden": ()}, 5e-4, (0.9782, 0.2352), 147984),
     "FwFM": Row("FwFM", {"linear": "FeLV"}, 5e-6, (0.9776, 0.203), 107826),
     "FmFM": Row("FmFM", {"interaction": "vectorized"}, 1e-5, (0.9749, 0.2004), 59730),
-    "HOFM": Row("HOFM", {}, 1e-6, (0.9742, 0.2073), 113170),
-    "CrossNetV2": Row("DCNv2", {"layers": 4, **ALONE}, 1e-3, (0.9729, 0.2216), 94391),
+    "HOFM": Row("HOFM", {}, 1e-6, (0.9742, 0.2073), 113170, training={"optimizer": EarlierAdam}),
+    "CrossNetV2": Row(
+        "DCNv2",
+        {"layers": 4, **ALONE},
+        1e-3,
+        (0.9729, 0.2216),
+        94391,
+        training={"optimizer": EarlierAdam},
+    ),
     "AFM": Row("AFM", {"attention": 128, "attention_dropout": 0.1, "dropout": 0.1}, 1e-5, (0.9697, 0.2264), 60826),
     "FM": Row("FM", {}, 5e-6, (0.9671, 0.2065), 59280),
     "CrossNet": Row("DCN", {"layers": 6, **ALONE}, 1e-4, (0.9594, 0.2715), 55191),
