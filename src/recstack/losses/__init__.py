@@ -21,9 +21,9 @@ from recstack.losses.links import product_logit
 from recstack.losses.listwise import listnet, softmax
 from recstack.losses.pairwise import bpr, pairwise_hinge, pairwise_logistic
 from recstack.losses.pointwise import bce, cross_entropy, huber, mae, mse, weighted_logistic
-from recstack.losses.sampled import full_softmax, gbce, in_batch_softmax, sampled_softmax
+from recstack.losses.sampled import bpr_max, drawn_scores, full_softmax, gbce, in_batch_softmax, sampled_softmax
 
-#: Every loss that a name can choose; those that need to know more (gbce, in_batch_softmax, full_softmax) are called.
+#: Every loss that a name can choose; those that need to know more (gbce, bpr_max, in_batch_softmax, full_softmax) are called.
 LOSSES: dict[str, Callable[..., Tensor]] = {
     loss.__name__: loss
     for loss in (
@@ -98,7 +98,9 @@ __all__ = [
     "bce",
     "bce_pairwise",
     "bpr",
+    "bpr_max",
     "cross_entropy",
+    "drawn_scores",
     "expected_value",
     "focal",
     "full_softmax",

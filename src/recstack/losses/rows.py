@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from torch import Tensor
 from recstack.errors import ConfigError, DataError
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
+def full_precision(loss: Callable[P, T]) -> Callable[P, T]:
     """`loss` in float32 whatever autocast says (float64 stays): small differences of large sums do not survive bf16."""
 
     def up(value):
@@ -23,7 +24,7 @@ def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
         return value.float() if half else value
 
     @functools.wraps(loss)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         device = next(x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
         with torch.autocast(device, enabled=False):
             return loss(*map(up, args), **{name: up(value) for name, value in kwargs.items()})  # type: ignore

@@ -1,15 +1,18 @@
 """Losses against a catalog too large to score, or just small enough.
 
-`sampled_softmax` and `gbce` take the usual ``[..., L]`` lists of one positive and its drawn negatives. `in_batch_softmax`
-and `full_softmax` take vectors, so that the scores of all pairs are one matrix product.
+`sampled_softmax`, `gbce` and `bpr_max` take the usual ``[..., L]`` lists of one positive and its drawn negatives, which
+`drawn_scores` makes of vectors. `in_batch_softmax` and `full_softmax` take vectors, so that the scores of all pairs are one
+matrix product.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from recstack.errors import ConfigError
 from recstack.losses.listwise import softmax
@@ -157,8 +160,8 @@ def full_softmax(
 
     .. math:: -\log \frac{e^{\langle u, v_y \rangle / \tau}}{\sum_{n=1}^{N} e^{\langle u, v_n \rangle / \tau}}
 
-    Dead rows (`where`, like the target) are not computed at all. `chunk` rows are scored at a time and scored again
-    in the backward pass, so that memory is chunk × N and not rows × N; None keeps all. A catalog with padding and
+    Dead rows (`where`, like the target) are not computed at all. `chunk` rows are scored at a time, and their gradients
+    taken on the spot, so that memory is chunk × N and not rows × N; None keeps all. A catalog with padding and
     OOV in rows 0 and 1 is given as ``full_softmax(user, item[2:], target - 2)``.
 
     >>> full_softmax(torch.zeros(2, 3), torch.randn(5, 3), torch.tensor([0, 4]))  # log 5
@@ -168,13 +171,104 @@ def full_softmax(
     user, index = user[live], target[live].long()
     weight = torch.ones_like(user[:, 0]) if weight is None else weight.to(user.dtype).expand(target.shape)[live]
 
-    def value(user: Tensor, index: Tensor) -> Tensor:
-        return F.cross_entropy(user @ item.T / temperature, index, reduction="none")
-
+    user = user / temperature
     if chunk is None:
-        return weighted_mean(value(user, index), weight)
-    parts = zip(user.split(chunk), index.split(chunk), strict=True)
-    return weighted_mean(torch.cat([checkpoint(value, *part, use_reentrant=False) for part in parts]), weight)
+        return weighted_mean(F.cross_entropy(user @ item.T, index, reduction="none"), weight)
+    total = weight.sum()
+    return _ChunkedSoftmax.apply(user, item, index, weight / torch.where(total > 0, total, 1), chunk)  # type: ignore[no-any-return]
+
+
+class _ChunkedSoftmax(torch.autograd.Function):
+    """The weighted sum of cross entropies, `chunk` rows at a time; what is kept for the backward pass are the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, user: Tensor, item: Tensor, index: Tensor, weight: Tensor, chunk: int) -> Tensor:
+        value = user.new_zeros(())
+        of_user, of_item = torch.empty_like(user), torch.zeros_like(item)
+        for start in range(0, user.shape[0], chunk):
+            part = slice(start, start + chunk)
+            rows, own, share = user[part], index[part].unsqueeze(-1), weight[part].unsqueeze(-1)
+            log_share = (rows @ item.T).log_softmax(-1)
+            value -= (log_share.gather(-1, own) * share).sum()
+            slope = log_share.exp_().scatter_add_(-1, own, torch.full_like(share, -1))
+            of_user[part] = (slope @ item) * share
+            of_item.addmm_(slope.T, rows * share)
+        ctx.save_for_backward(of_user, of_item)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+        of_user, of_item = ctx.saved_tensors
+        return of_user * slope, of_item * slope, None, None, None
+
+
+@full_precision
+def drawn_scores(
+    user: Tensor, item: Tensor, target: Tensor, drawn: Tensor, log_q: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Scores of each row's own item and of drawn ones that neighbouring rows share: lists for the losses of this module.
+
+    Args:
+        user: [n, D]; item: [N, D], the catalog.
+        target: [n], row numbers of `item`.
+        drawn: [G, M] row numbers; the first n / G users share the first M, and so on (G = 1: all of them).
+        log_q: [N], log of how likely each is to be drawn, which is taken off the scores.
+
+    Returns:
+        score [n, 1 + M], the row's own item first; where [n, 1 + M], False for a drawn item that is the row's own.
+
+    >>> score, where = drawn_scores(
+    ...     torch.ones(2, 1), torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1]), torch.tensor([[1]])
+    ... )
+    >>> score, where
+    (tensor([[1., 2.],
+            [2., 2.]]), tensor([[ True,  True],
+            [ True, False]]))
+    """
+    n, groups = target.shape[0], drawn.shape[0]
+    size = max(-(-n // groups), 1)
+    more = groups * size - n
+    of_drawn = item[drawn] if log_q is None else torch.cat([item[drawn], -log_q[drawn].unsqueeze(-1)], -1)
+    rows = user if log_q is None else F.pad(user, (0, 1), value=1.0)
+    negative = F.pad(rows, (0, 0, 0, more)).view(groups, size, -1) @ of_drawn.transpose(1, 2)
+    other = drawn.unsqueeze(1) != F.pad(target, (0, more)).view(groups, size, 1)
+    positive = (user * item[target]).sum(-1, keepdim=True)
+    if log_q is not None:
+        positive = positive - log_q[target].unsqueeze(-1)
+    score = torch.cat([positive, negative.flatten(0, 1)[:n]], -1)
+    return score, F.pad(other.flatten(0, 1)[:n], (1, 0), value=True)
+
+
+@full_precision
+def bpr_max(
+    score: Tensor,
+    label: Tensor,
+    *,
+    penalty: float = 1.0,
+    where: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""GRU4Rec's BPR-max (Hidasi & Karatzoglou, CIKM 2018): the positive above the highest of its drawn negatives.
+
+    .. math:: -\log \sum_j s_j\, \sigma(r_i - r_j) + \lambda \sum_j s_j r_j^2, \qquad s = \mathrm{softmax}_j(r_j)
+
+    https://arxiv.org/abs/1706.03847. Lists [..., L] of one positive i and its negatives j; λ is `penalty`. A list without
+    the one or the others counts nothing; the weight of a list is that of its positive.
+
+    >>> score, label = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]])
+    >>> bpr_max(score, label)  # log 2
+    tensor(0.6931)
+    """
+    score, label, weight = clean(score, label, where, weight)
+    positive = label > 0
+    negative = ~positive if where is None else ~positive & where
+    own = (score * positive).sum(-1, keepdim=True)
+    share = score.masked_fill(~negative, torch.finfo(score.dtype).min).log_softmax(-1)
+    above = (share + F.logsigmoid(own - score)).masked_fill(~negative, torch.finfo(score.dtype).min).logsumexp(-1)
+    value = penalty * (share.exp() * score.square() * negative).sum(-1) - above
+    whole = positive.any(-1) & negative.any(-1)
+    return weighted_mean(torch.where(whole, value, 0), (weight * positive).sum(-1) * whole)
 
 
 def _columns_seen(seen: tuple[Tensor, Tensor], ids: Tensor, rows: int) -> Tensor:

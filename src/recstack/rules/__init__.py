@@ -7,7 +7,8 @@ those of the ranker; take the page with ``candidates.head(k)``, not by sorting a
 
 from recstack.rules.base import PageContext, Rule, moved
 from recstack.rules.caps import CategoryCap
+from recstack.rules.diversity import Diversity
 from recstack.rules.fixed import Filter, Pins
 from recstack.rules.mmr import MMR
 
-__all__ = ["MMR", "CategoryCap", "Filter", "PageContext", "Pins", "Rule", "moved"]
+__all__ = ["MMR", "CategoryCap", "Diversity", "Filter", "PageContext", "Pins", "Rule", "moved"]

@@ -260,6 +260,7 @@ class History(Feature):
         of: item features to read of each past item; the first is the item's key.
         max_len: the most recent that are kept.
         where: a label column that must be 1 for an event to enter ("click"); None takes every event.
+        timed: batches also carry when the steps were, for models that read it.
     """
 
     kind: ClassVar[str] = "history"
@@ -269,6 +270,7 @@ class History(Feature):
     max_len: int = 50
     where: str | None = None
     group: str | None = None
+    timed: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "of", (self.of,) if isinstance(self.of, str) else tuple(self.of))

@@ -206,7 +206,7 @@ class Schema:
     @property
     def timed(self) -> bool:
         """Whether a feature looks back in time, so that batches carry times."""
-        return any(isinstance(f, Hits) and f.within for f in self.derived)
+        return any(h.timed for h in self.histories) or any(isinstance(f, Hits) and f.within for f in self.derived)
 
     def by_role(self, *roles: str) -> tuple[Feature, ...]:
         """The columns of these roles."""

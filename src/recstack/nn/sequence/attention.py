@@ -62,11 +62,12 @@ class MultiHead(nn.Module):
         return x.unflatten(-1, (self.heads, self.size)).transpose(-2, -3)
 
     def forward(self, query: Tensor, steps: Tensor, mask: Tensor, own: bool = False) -> Tensor:
-        """With `own`, each query reads itself too, as if it stood at the end of the sequence."""
+        """With `own`, each query reads itself too, as if it stood at the end; `mask` may be ``[..., L, T]``, by query."""
         q, k, v = self.split(self.query(query)), self.split(self.key(steps)), self.split(self.value(steps))
         score = q @ k.transpose(-1, -2)  # [..., heads, L, T]
         if not own:
-            weight = masked_softmax(score / self.size**0.5, mask.unsqueeze(-2).unsqueeze(-3))
+            live = mask if mask.dim() == steps.dim() else mask.unsqueeze(-2)
+            weight = masked_softmax(score / self.size**0.5, live.unsqueeze(-3))
             y = weight.to(v.dtype) @ v
         else:
             of_itself = (q * self.split(self.key(query))).sum(-1, keepdim=True)

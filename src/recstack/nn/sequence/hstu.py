@@ -71,6 +71,27 @@ class TargetHSTU(Pooling):
         return query * mask.any(-1)[:, None, None]
 
 
+class CausalHSTU(nn.Module):
+    """The same stack over a history alone: each step reads those before it, and itself.
+
+    Args:
+        width: of steps.
+        layers, heads, steps, dropout: as of `TargetHSTU`.
+    """
+
+    def __init__(self, width: int, layers: int = 2, heads: int = 1, steps: int = 50, dropout: float = 0.0):
+        super().__init__()
+        self.layers = nn.ModuleList(_Unit(width, heads, steps, dropout) for _ in range(layers))
+
+    def forward(self, sequence: Tensor, mask: Tensor, times: Tensor | None = None) -> Tensor:
+        """``sequence [R, T, W], mask [R, T] → [R, T, W]``; `times` in seconds ``[R, T]``, one bucket for all where None."""
+        gaps = None if times is None else time_bucket(times.unsqueeze(-1) - times.unsqueeze(-2))
+        layer: _Unit
+        for layer in self.layers:  # type: ignore[assignment]
+            sequence = layer.of_steps(sequence, layer.parts(sequence), mask, gaps)
+        return sequence * mask.unsqueeze(-1)
+
+
 class _Unit(nn.Module):
     """One transduction unit, whose weights serve steps and targets alike."""
 

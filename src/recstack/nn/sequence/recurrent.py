@@ -100,6 +100,34 @@ class GRU(nn.Module):
             return states.transpose(0, 1) * live
 
 
+def lstm_step(state: Tensor, gates: Tensor, keep: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One step of an LSTM whose state ``[..., 2 H]``, h beside c, is multiplied by `keep` ``[..., 1]`` before."""
+    h, c = (state * keep).chunk(2, -1)
+    i, f, g, o = (gates + F.linear(h, weight, bias)).chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return torch.cat([o.sigmoid() * c.tanh(), c], -1)
+
+
+class LSTM(nn.Module):
+    """An LSTM's states, from nothing again where told: ``sequence [R, T, W], begin [R, T] → [R, T, hidden]``; in float32.
+
+    (Hochreiter & Schmidhuber, 1997, https://doi.org/10.1162/neco.1997.9.8.1735.)
+    """
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.cell = nn.LSTMCell(width, hidden)
+
+    def forward(self, sequence: Tensor, begin: Tensor) -> Tensor:
+        cell = self.cell
+        with torch.autocast(sequence.device.type, enabled=False):
+            gates = F.linear(sequence.float(), cell.weight_ih, cell.bias_ih).transpose(0, 1)  # [T, R, 4 H]
+            keep = (~begin).to(gates.dtype).t().unsqueeze(-1)
+            start = gates.new_zeros(gates.shape[1], 2 * cell.hidden_size)
+            states = unroll(lstm_step, start, (gates, keep), (cell.weight_hh, cell.bias_hh))
+            return states.chunk(2, -1)[0].transpose(0, 1)
+
+
 class GRUState(Pooling):
     """A GRU's state after the most recent step (GRU4Rec; Hidasi et al., ICLR 2016, https://arxiv.org/abs/1511.06939)."""
 

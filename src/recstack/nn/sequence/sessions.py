@@ -33,6 +33,24 @@ def by_time(times: Tensor, mask: Tensor, gap: float) -> tuple[Tensor, Tensor]:
     return session, back - newest
 
 
+def begins(times: Tensor | None, mask: Tensor, gap: float, items: int) -> Tensor:
+    """The place at which each step's session begins, int64 ``[R, T]``; counted from the oldest, so that no step looks ahead.
+
+    Args:
+        times: of steps ``[R, T]``, oldest first; None is one gap after another below `gap`.
+        mask: which are live.
+        gap: a session ends where more passes between two steps.
+        items: and after that many steps.
+    """
+    place = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+    if times is None:
+        first = torch.zeros_like(place)
+    else:
+        late = torch.cat([torch.zeros_like(mask[:, :1]), times[:, 1:] - times[:, :-1] > gap], 1)
+        first = torch.where(late, place, 0).cummax(1).values
+    return place - (place - first).remainder(items)
+
+
 class SessionInterest(Pooling):
     r"""Self-attention within each session, a bidirectional LSTM over sessions, and both as the target weighs them.
 

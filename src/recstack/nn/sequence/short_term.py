@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from recstack.nn.mlp import linear
-from recstack.nn.sequence.pooling import POOLINGS, Last, Mean, Pooling
+from recstack.nn.sequence.pooling import POOLINGS, Pooling
 
 
 class ShortTermMemory(Pooling):
@@ -21,18 +21,23 @@ class ShortTermMemory(Pooling):
 
     def __init__(self, width: int):
         super().__init__(2 * width)
-        self.mean, self.last = Mean(width), Last(width)
         self.of_step, self.of_last = linear(width, width), linear(width, width, bias=False)
         self.of_mean, self.score = linear(width, width, bias=False), linear(width, 1, bias=False)
         self.general, self.current = linear(width, width), linear(width, width)
 
     def forward(self, query: Tensor | None, sequence: Tensor, mask: Tensor) -> Tensor:
-        last, mean = self.last(None, sequence, mask), self.mean(None, sequence, mask)
+        return self.of_prefixes(sequence, mask.unsqueeze(-2)).squeeze(-2)
+
+    def of_prefixes(self, sequence: Tensor, prefix: Tensor) -> Tensor:
+        """Of several sets of steps at once: ``[..., T, W]`` and ``prefix [..., P, T] → [..., P, 2 W]``."""
+        live = prefix.to(sequence.dtype)
+        mean = live @ sequence / live.sum(-1, keepdim=True).clamp(min=1)
+        newest = (prefix.sum(-1, keepdim=True) - 1).clamp(min=0).expand(*prefix.shape[:-1], sequence.shape[-1])
+        last = sequence.gather(-2, newest) * prefix.any(-1, keepdim=True)  # steps stand left
         both = (self.of_last(last) + self.of_mean(mean)).unsqueeze(-2)
-        weight = self.score((self.of_step(sequence) + both).sigmoid()) * mask.unsqueeze(-1)  # [R, T, 1]
-        memory = (weight * sequence).sum(-2)
-        hidden = torch.cat([self.general(memory), self.current(last)], -1).tanh()
-        return hidden * mask.any(-1, keepdim=True)
+        weight = self.score((self.of_step(sequence).unsqueeze(-3) + both).sigmoid()).squeeze(-1) * live  # [..., P, T]
+        hidden = torch.cat([self.general(weight @ sequence), self.current(last)], -1).tanh()
+        return hidden * prefix.any(-1, keepdim=True)
 
 
 POOLINGS["short_term"] = ShortTermMemory
