@@ -473,6 +473,8 @@ def names(case: Case) -> None:
     labels = dict(zip([t.name for t in schema.tasks], ("pop", "c.d", "state_dict"), strict=False))
     other = batches.rename(schema, columns | labels)
     options = {k: tuple(columns.get(x, x) for x in v) if isinstance(v, tuple) else v for k, v in case.options.items()}
+    if isinstance(options.get("task"), str):
+        options["task"] = labels[str(options["task"])]
     renamed = dataclasses.replace(case, options=options, schema=other)
     model, wanted = renamed.build(), case.build()(case.batch(weight=True))
     found = model(renamed.batch(weight=True))

@@ -16,6 +16,7 @@ from recstack.data.datasets.letor import letor, read_letor
 from recstack.data.datasets.libsvm import read_libsvm
 from recstack.data.datasets.lightgcn import lightgcn, read_adjacency
 from recstack.data.datasets.movielens import movielens_1m, movielens_100k
+from recstack.data.datasets.ncf import ncf
 from recstack.data.datasets.s3rec import s3rec
 from recstack.data.datasets.sasrec import sasrec
 
@@ -32,6 +33,7 @@ __all__ = [
     "lightgcn",
     "movielens_1m",
     "movielens_100k",
+    "ncf",
     "read_adjacency",
     "read_letor",
     "read_libsvm",

@@ -1,0 +1,60 @@
+"""What retrievers share that score every item: the best of all scores, block by block, and whom an id table knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from recstack.errors import DataError
+
+if TYPE_CHECKING:
+    from recstack.data import Requests
+
+
+@torch.no_grad()
+def best_of_all(
+    scores: Callable[[Requests], Tensor],
+    requests: Requests,
+    k: int,
+    exclude_seen: bool,
+    allowed: Tensor,
+    cells: int = 1 << 24,
+) -> tuple[Tensor, Tensor]:
+    """What `search` gives back, from scores ``[R, N]`` of all items, of which `cells` are made at a time.
+
+    A score of -inf is no candidate.
+    """
+    k, size = min(k, len(allowed)), max(1, cells // len(allowed))
+    ids, found = torch.zeros(len(requests), k, dtype=torch.int64), torch.zeros(len(requests), k)
+    for start in range(0, len(requests), size):
+        part = requests.slice(start, min(start + size, len(requests)))
+        score = scores(part).masked_fill(~allowed, -torch.inf)
+        if exclude_seen:
+            offsets, seen = (torch.as_tensor(x).long() for x in part.seen)
+            score[torch.repeat_interleave(torch.arange(len(part)), offsets.diff()), seen] = -torch.inf
+        best = score.topk(k)
+        ids[start : start + len(part)], found[start : start + len(part)] = best.indices, best.values
+    return ids, found
+
+
+@torch.no_grad()
+def of_pairs(scores: Callable[[Requests], Tensor], requests: Requests, ids: Tensor) -> Tensor:
+    """Those of given items, ids ``[R, K]``, from scores ``[R, N]`` of all items that are made for a few requests at a time."""
+    size, found = 256, torch.zeros(ids.shape)
+    for start in range(0, len(requests), size):
+        part = requests.slice(start, min(start + size, len(requests)))
+        found[start : start + len(part)] = scores(part).gather(1, ids[start : start + len(part)])
+    return found
+
+
+def require_known(model: Any, requests: Requests) -> None:
+    """Raises DataError, in one sentence, where the user of a request was not met in training."""
+    strangers = (torch.from_numpy(requests.users) < 2).nonzero().flatten()
+    if len(strangers):
+        raise DataError(
+            f"{type(model).__name__} knows users by their ids alone, and that of request {int(strangers[0])} was not met in "
+            "training; leave such users out, or ask iALS, EASE or SLIM, which read what a user has met."
+        )
