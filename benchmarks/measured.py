@@ -12,6 +12,9 @@ from statistics import mean
 from typing import Any
 
 import frappe
+import sequences
+
+from recstack import catalog
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "src" / "recstack" / "models" / "measured.json"
@@ -53,13 +56,26 @@ def speed(out: dict[str, list[str]]) -> None:
         out[model].append(f"trains on {rate:,.0f} Criteo-shaped samples per processor second in {memory:.2f} GB")
 
 
+def sequences_(out: dict[str, list[str]]) -> None:
+    """Full rankings of sequences; a line that is the class under other options says its name."""
+    for (data, label), seeds in sequences.read(sequences.RESULTS).items():
+        model, metric = sequences.MODELS[label][0], "mrr@20" if data == "diginetica" else "ndcg@10"
+        value = frappe.spread([r[f"test_{metric}"] for r in seeds.values()])
+        where = data if label == model else f"{data} as {label}"
+        out[model].append(f"{where}: test {metric} {value} ({_seeds(len(seeds))})")
+
+
 def _seeds(n: int) -> str:
     return f"{n} seed{'s' * (n > 1)}"
 
 
 if __name__ == "__main__":
+    keys = {(e.stage, e.name): e.key for e in catalog.models()}
     said: dict[str, list[str]] = defaultdict(list)
-    for part in (accuracy, behaviour, speed):
-        part(said)
+    for stage, part in (("ranking", accuracy), ("ranking", behaviour), ("ranking", speed), ("retrieval", sequences_)):
+        found: dict[str, list[str]] = defaultdict(list)
+        part(found)
+        for model, words in found.items():
+            said[keys.get((stage, model), model)] += words
     OUT.write_text(json.dumps(dict(sorted(said.items())), indent=1) + "\n", "utf8")
     print(f"{OUT}: {len(said)} models")

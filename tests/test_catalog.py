@@ -28,9 +28,12 @@ def test_the_spine_has_a_model_in_every_stage():
     assert set(spine.split()) <= {e.name for e in ENTRIES}
 
 
-def test_a_name_belongs_to_one_model():
-    names = [e.name.lower() for e in ENTRIES]
+def test_a_name_belongs_to_one_model_of_a_stage():
+    names = [(e.stage, e.name.lower()) for e in ENTRIES]
     assert len(names) == len(set(names))
+    assert all(catalog.model(e.key) == e for e in ENTRIES)
+    with pytest.raises(ConfigError, match=r"several stages; write retrieval\.STAMP or ranking\.STAMP"):
+        catalog.model("stamp")
 
 
 @EACH
@@ -63,7 +66,7 @@ def test_the_equation_is_that_of_the_docstring():
 
 
 def test_what_was_measured_is_of_models_that_exist():
-    assert set(catalog.measured()) <= {e.name for e in ENTRIES}
+    assert set(catalog.measured()) <= {e.key for e in ENTRIES}
     assert catalog.model("DeepFM").measured[0].startswith("Frappe_x1: test AUC")
 
 

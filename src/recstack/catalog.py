@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from recstack._lazy import model_classes
-from recstack.errors import unknown
+from recstack.errors import ConfigError, unknown
 
 MODELS = Path(__file__).parent / "models"
 STAGES = {
@@ -59,6 +59,11 @@ class Entry:
     measured: tuple[str, ...] = ()
 
     @property
+    def key(self) -> str:
+        """What `model` finds it by: its name, or stage.name where models of two stages have that name."""
+        return f"{self.stage}.{self.name}" if sum(e.name == self.name for e in models()) > 1 else self.name
+
+    @property
     def call(self) -> str:
         """How it is written: ``rs.ranking.DeepFM(schema, dim=10, ...)``."""
         arguments = [o.name if o.default is None else f"{o.name}={o.default}" for o in self.options]
@@ -86,18 +91,21 @@ def models(stage: str | None = None) -> list[Entry]:
 
 
 def model(name: str) -> Entry:
-    """The model of this name, in any case.
+    """The model of this name, in any case; of stage.name where models of several stages have it.
 
     Raises:
-        ConfigError: there is none; it guesses.
+        ConfigError: there is none, and it guesses; or several.
 
-    >>> model("deepfm").year
-    2017
+    >>> model("deepfm").year, model("ranking.STAMP").stage
+    (2017, 'ranking')
     """
-    for entry in models():
-        if entry.name.lower() == name.lower():
-            return entry
-    raise unknown("model", name, [e.name for e in models()])
+    entries = models()
+    found = [e for e in entries if name.lower() in (e.name.lower(), f"{e.stage}.{e.name}".lower())]
+    if not found:
+        raise unknown("model", name, [e.name for e in entries])
+    if len(found) > 1:
+        raise ConfigError(f"{found[0].name} is a model of several stages; write {' or '.join(e.key for e in found)}.")
+    return found[0]
 
 
 @cache
@@ -131,7 +139,7 @@ def read(path: Path) -> list[Entry]:
             equation=_equation(ast.get_docstring(classes[name]) or ""),
             departs=_departs(ast.get_docstring(classes[name]) or ""),
             options=_options(classes[name], classes, source),
-            measured=tuple(measured().get(name, ())),
+            measured=tuple(measured().get(f"{path.parent.name}.{name}") or measured().get(name, ())),
         )
         for name in model_classes(path)
     ]
@@ -166,7 +174,7 @@ def _equation(docstring: str) -> str | None:
 
 @cache
 def measured() -> dict[str, list[str]]:
-    """{model: figures in words}, of those that were measured."""
+    """{model: figures in words}, of those that were measured; stage.model where two stages have that name."""
     path = MODELS / "measured.json"
     return json.loads(path.read_text("utf8")) if path.exists() else {}
 

@@ -14,7 +14,7 @@ from recstack.cli import config as configs
 from recstack.cli import sources
 from recstack.errors import ConfigError
 
-NAMES = [m.name for m in catalog.models()]
+NAMES = [m.key for m in catalog.models()]
 
 
 @functools.cache

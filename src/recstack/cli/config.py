@@ -161,7 +161,7 @@ def template(name: str) -> str:
         "  valid: 0.1",
         "  test: 0.1",
         "model:",
-        f"  name: {entry.name}",
+        f"  name: {entry.key}",
         *_defaults(cls, ("schema",)),
     ]
     if has_trainer(cls):
