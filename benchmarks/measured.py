@@ -49,11 +49,15 @@ def speed(out: dict[str, list[str]]) -> None:
     for r in lines("speed_ranking"):
         if r["toolkit"] == "RecStack":
             found[r["model"]][r["run"]].append(r)
-    for model, runs in found.items():
+    for label, runs in found.items():
+        model, _, variant = label.partition(", ")
         newest = runs[list(runs)[-1]]
         rate = mean(r["samples_per_processor_second"] for r in newest)
         memory = max(r["peak_gb"] for r in newest)
-        out[model].append(f"trains on {rate:,.0f} Criteo-shaped samples per processor second in {memory:.2f} GB")
+        what = f" ({variant})" if variant else ""
+        out[model.rstrip("+")].append(
+            f"trains on {rate:,.0f} Criteo-shaped samples per processor second in {memory:.2f} GB{what}"
+        )
 
 
 def sequences_(out: dict[str, list[str]]) -> None:
