@@ -906,7 +906,7 @@ CASES = [
             "implicit": False,
             "epochs": 10,
             "lr": 0.02,
-            "l2": 0.5,
+            "l2": 0.02,
             "task": "click",
             "seed": 3,
         },
