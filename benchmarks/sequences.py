@@ -197,11 +197,14 @@ def run(name: str, on: str, data: Data, seed: int, args: argparse.Namespace) -> 
         monitor="ndcg@10",
         patience=args.patience,
         seed=seed,
+        device=args.device,
         checkpoint=folder,
         resume=folder is not None,
     )
     result = model.trained
     assert result is not None
+    if result.interrupted:
+        raise SystemExit(f"Interrupted after epoch {len(result.epochs)} of {name} on {on}.")
     assert result.best is not None
     valued = {"valid": measure(model, data.valid, None if data.known is None else data.train)}
     valued["test"] = measure(model, data.test, data.known)
@@ -291,6 +294,7 @@ def main() -> None:
     parser.add_argument("--patience", type=int, default=10, help="epochs without a better validation ndcg@10")
     parser.add_argument("--limit", type=int, help="users (training sessions), for a try")
     parser.add_argument("--checkpoints", type=Path, help="folder; a run that was stopped goes on from there")
+    parser.add_argument("--device", help="to train on; the CPU by default")
     parser.add_argument("--data-dir", help="folder of the public data sets; RECSTACK_DATA by default")
     parser.add_argument("--out", type=Path, default=RESULTS, help="file that the lines are appended to")
     parser.add_argument("--page", type=Path, default=PAGE, help="page that the tables are drawn into")

@@ -172,7 +172,7 @@ def full_softmax(
     weight = torch.ones_like(user[:, 0]) if weight is None else weight.to(user.dtype).expand(target.shape)[live]
 
     user = user / temperature
-    if chunk is None:
+    if chunk is None or torch.compiler.is_compiling():  # a compiler finds its own way, and would unroll the chunks
         return weighted_mean(F.cross_entropy(user @ item.T, index, reduction="none"), weight)
     total = weight.sum()
     return _ChunkedSoftmax.apply(user, item, index, weight / torch.where(total > 0, total, 1), chunk)  # type: ignore[no-any-return]

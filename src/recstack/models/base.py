@@ -494,13 +494,18 @@ class Retriever(Recommends, Model):
         super()._load_tensors(tensors)
         self._cached = None
 
+    def _here(self, batch: Batch) -> Batch:
+        """The batch where the model is; what comes of it is searched on the CPU."""
+        where = next(self.parameters()).device
+        return batch if where.type == "cpu" else {name: value.to(where) for name, value in batch.items()}
+
     @torch.no_grad()
     def catalog_vectors(self, block: int = 65536) -> Tensor:
         """``[N, D]`` float32 by item id; rows 0 and 1 are zeros."""
         if self._cached is None or self.training:
             was, _ = self.training, self.eval()
             ids = torch.arange(2, self.catalog.size)
-            parts = [self.item_vectors(self.catalog.batch(part)).float() for part in ids.split(block)]
+            parts = [self.item_vectors(self._here(self.catalog.batch(part))).float().cpu() for part in ids.split(block)]
             vectors = torch.cat(parts) if parts else torch.zeros(0, 1)
             vectors = torch.cat([vectors.new_zeros(2, vectors.shape[1]), vectors])
             self.train(was)
@@ -516,7 +521,7 @@ class Retriever(Recommends, Model):
         if key not in requests.memo or self.training:
             was, _ = self.training, self.eval()
             parts = [requests.slice(i, i + 1024) for i in range(0, max(len(requests), 1), 1024)]
-            requests.memo[key] = torch.cat([self.user_vectors(part.batch).float() for part in parts])
+            requests.memo[key] = torch.cat([self.user_vectors(self._here(part.batch)).float().cpu() for part in parts])
             self.train(was)
         return requests.memo[key]
 
