@@ -101,8 +101,21 @@ class NextItem(Retriever):
 
     # -- training ------------------------------------------------------------------------------------------------------
     def training_columns(self, train: Any) -> Any:
-        """From each user's newest request backwards, every `max_len`-th: each event is then a target about once."""
-        return train.select(np.flatnonzero(train.newer() % self.history.max_len == 0))
+        """Of each user the newest request, and one for every `max_len` steps before it: each step is a target once.
+
+        Where a history holds clicks only, what was shown between them costs nothing.
+        """
+        users, newer, at = train.user_ids, train.newer(), train.history_pointers(self.history.name)
+        if at.times is None:  # lists that came with the rows, not pointers into one timeline
+            back = newer
+        else:
+            newest = np.zeros(int(users.max(initial=0)) + 1, np.int64)
+            np.maximum.at(newest, users, at.end)
+            back = newest[users] - at.end
+        window = back // self.history.max_len
+        order = np.lexsort((newer, back, window, users))
+        first = np.diff(users[order], prepend=-1).astype(bool) | np.diff(window[order], prepend=-1).astype(bool)
+        return positives_only(train.select(np.sort(order[first])))
 
     def prepare(self, train: Any) -> None:
         """How often each item was met, for what is drawn by popularity."""
@@ -159,6 +172,12 @@ class NextItem(Retriever):
             "gbce": partial(losses.gbce, n_items=len(table)),
         }[self.loss]
         return loss(score, label, where=where)
+
+
+def positives_only(chosen: Any) -> Any:
+    """These columns as an implicit log's: what is learned is what came next, so labels need not differ."""
+    chosen.implicit = True
+    return chosen
 
 
 class Profile(nn.Module):

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from recstack.models.next_item import NextItem, Profile
+from recstack.models.next_item import NextItem, Profile, positives_only
 from recstack.nn.mlp import MLP
 from recstack.nn.sequence.pooling import Mean
 from recstack.schema import Numeric, Schema
@@ -38,7 +37,7 @@ class YouTubeDNN(NextItem):
         dim: width of the items that were watched.
         hidden: widths of the MLP; 1024, 512, 256 in the paper.
         dropout: in the MLP.
-        examples: of each user, the newest.
+        examples: of each user, the newest positive ones.
         loss: "sampled_softmax" (corrected by logQ), "softmax", "bpr_max", "bce" or "gbce".
         negatives: items drawn for an example.
         alpha: of drawing them by popularity ** alpha; 0 is uniformly.
@@ -82,7 +81,8 @@ class YouTubeDNN(NextItem):
             self.span = float(train.times.min()), float(train.times.max())
 
     def training_columns(self, train: Any) -> Any:
-        return train.select(np.flatnonzero(train.newer() < self.examples))
+        found = train.select(train.positives()[train.lists[:-1]])  # the first candidate is what was found
+        return positives_only(found.select(found.newer() < self.examples))
 
     def vectors(self, batch: Mapping[str, Tensor], age: Tensor | None) -> Tensor:
         """``[R, 1, D]`` of examples of this age ``[R]``, between 0 and 1; None is 0."""
