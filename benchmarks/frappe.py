@@ -182,7 +182,15 @@ ROWS = {
     "FwFM": Row("FwFM", {"linear": "FeLV"}, 5e-6, (0.9776, 0.203), 107826),
     "FmFM": Row("FmFM", {"interaction": "vectorized"}, 1e-5, (0.9749, 0.2004), 59730),
     "HOFM": Row("HOFM", {}, 1e-6, (0.9742, 0.2073), 113170, training={"optimizer": EarlierAdam}),
-    "CrossNetV2": Row("DCNv2", {"layers": 4, **ALONE}, 1e-3, (0.9729, 0.2216), 94391),
+    # The published rule cuts the rate at the first dip, here in epoch 7, before the crosses have grown; theirs had no dip.
+    "CrossNetV2": Row(
+        "DCNv2",
+        {"layers": 4, **ALONE},
+        1e-3,
+        (0.9729, 0.2216),
+        94391,
+        training={"schedule": None, "patience": 6},
+    ),
     "AFM": Row("AFM", {"attention": 128, "attention_dropout": 0.1, "dropout": 0.1}, 1e-5, (0.9697, 0.2264), 60826),
     "FM": Row("FM", {}, 5e-6, (0.9671, 0.2065), 59280),
     "CrossNet": Row("DCN", {"layers": 6, **ALONE}, 1e-4, (0.9594, 0.2715), 55191),

@@ -95,22 +95,25 @@ class _Bilinear(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise unknown("bilinear", kind, KINDS)
-        self.kind = kind
-        left, right = torch.triu_indices(fields, fields, 1)
-        self.left: Tensor
-        self.right: Tensor
-        self.register_buffer("left", left.clone(), persistent=False)
-        self.register_buffer("right", right.clone(), persistent=False)
-        matrices = {"all": 1, "each": fields - 1, "interaction": left.shape[0]}[kind]
+        self.kind, self.fields = kind, fields
+        matrices = {"all": 1, "each": fields - 1, "interaction": fields * (fields - 1) // 2}[kind]
         self.weight = nn.Parameter(torch.empty(matrices, dim, dim))
         for i in range(matrices):
             nn.init.xavier_normal_(self.weight[i])
 
     def forward(self, v: Tensor) -> Tensor:
         if self.kind == "all":
-            left = (v @ self.weight[0]).index_select(-2, self.left)
+            left = v @ self.weight[0]
         elif self.kind == "each":
-            left = torch.einsum("...fd,fde->...fe", v[..., :-1, :], self.weight).index_select(-2, self.left)
-        else:
-            left = torch.einsum("...pd,pde->...pe", v.index_select(-2, self.left), self.weight)
-        return (left * v.index_select(-2, self.right)).flatten(-2)
+            left = torch.einsum("...fd,fde->...fe", v[..., :-1, :], self.weight)
+        parts, start = [], 0
+        for i in range(self.fields - 1):  # field by field: its partners lie behind each other, so that no pair is gathered
+            partners = v[..., i + 1 :, :]
+            n = partners.shape[-2]
+            if self.kind == "interaction":
+                matrices = self.weight[start : start + n].transpose(0, 1).flatten(1)  # [D, n D]
+                parts.append((v[..., i, :] @ matrices).unflatten(-1, (n, -1)) * partners)
+                start += n
+            else:
+                parts.append(left[..., i : i + 1, :] * partners)
+        return torch.cat(parts, -2).flatten(-2)
