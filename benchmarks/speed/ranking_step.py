@@ -205,7 +205,7 @@ ROWS = {
                 **LOCAL,
             },
         ),
-        ("DIN", {"dnn_hidden_units": (200, 80), "dnn_activation": "dice", "att_hidden_size": (36,)}),
+        ("DIN", {"dnn_hidden_units": (200, 80), "att_hidden_size": (36,)}),
         "history",
     ),
     "DIEN": Row(
@@ -219,7 +219,7 @@ ROWS = {
                 **fields("dien"),
             },
         ),
-        ("DIEN", {"gru_type": "AUGRU", "dnn_hidden_units": (200, 80), "dnn_activation": "dice"}),
+        ("DIEN", {"gru_type": "AUGRU", "dnn_hidden_units": (200, 80)}),
         "history",
     ),
     "BST": Row(
