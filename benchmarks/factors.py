@@ -59,7 +59,7 @@ NCF: dict[str, Any] = {"dim": 64, "mlp_dim": 64, "hidden": (128, 64)}
 GRID: dict[str, dict[str, list[dict[str, Any]]]] = {
     "ratings": {"MF": [{}], "MF, als": [{"solver": "als", "dim": 20}], "SVD++": [{"implicit": True}]},
     "ncf": {
-        "iALS": [{"dim": 192, "regularisation": 0.007, "unobserved": 0.3, "iterations": 12}],
+        "iALS": [{"dim": 192, "regularisation": 0.007, "unobserved": 0.3, "iterations": 12, "block": 32}],
         "BPR": [{"dim": 192, "lr": 0.05, "l2": l2, "epochs": 60} for l2 in (0.003, 0.01, 0.03)],
         "EASE": [{"l2": l2} for l2 in (100.0, 300.0, 1000.0)],
         "SLIM": [{"l1": l1, "l2": l2} for l1 in (1.0, 5.0) for l2 in (100.0, 300.0)],
@@ -70,8 +70,8 @@ GRID: dict[str, dict[str, list[dict[str, Any]]]] = {
     },
     "gowalla": {
         "iALS": [
-            {"dim": 64, "regularisation": reg, "unobserved": w, "iterations": 8, "block": 16}
-            for reg, w in ((0.002, 0.003), (0.01, 0.003), (0.002, 0.03), (0.01, 0.03))
+            {"dim": 64, "regularisation": reg, "unobserved": w, "iterations": 8}
+            for reg, w in ((0.003, 0.03), (0.03, 0.003), (0.01, 0.003), (0.001, 0.1))
         ],
         "BPR": [
             {"sampling": s, "lr": 0.05, "l2": l2, "epochs": 200}
@@ -83,7 +83,7 @@ GRID: dict[str, dict[str, list[dict[str, Any]]]] = {
     },
 }
 #: What is changed for the last training alone: more factors than the tuning had.
-FINAL: dict[tuple[str, str], dict[str, Any]] = {("gowalla", "iALS"): {"dim": 256}}
+FINAL: dict[tuple[str, str], dict[str, Any]] = {("gowalla", "iALS"): {"dim": 128}}
 #: Epochs between measurements, where not each.
 EVERY = {("ncf", "BPR"): 5, ("gowalla", "BPR"): 20, ("gowalla", "iALS"): 4}
 

@@ -42,7 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", required=True)
     parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--block", type=int, default=16)
+    parser.add_argument(
+        "--block", type=int, help="iALS++ with as many coordinates at once; conjugate gradients by default"
+    )
     parser.add_argument("--confidence", type=float, default=40.0)
     parser.add_argument("--l2", type=float, default=10.0)
     parser.add_argument("--iterations", type=int, default=10, help="of implicit")

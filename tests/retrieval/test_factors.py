@@ -37,8 +37,8 @@ def chosen(seed=0, users=12, items=9, share=0.4):
 
 
 # -- least squares ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("block", "passes"), [(5, 1), (2, 300), (3, 300)])
-def test_a_pass_is_the_normal_equations_and_blocks_come_to_the_same(block, passes):
+@pytest.mark.parametrize(("block", "passes"), [(5, 1), (2, 300), (3, 300), (None, 60)])
+def test_an_exact_pass_is_the_normal_equations_and_the_others_come_to_the_same(block, passes):
     dense, rows = chosen()
     rng = np.random.default_rng(1)
     y = rng.normal(size=(9, 5)).astype(np.float32)

@@ -22,14 +22,11 @@ def solve(
     gram: np.ndarray,
     ridge: np.ndarray,
     x: np.ndarray,
-    block: int,
+    block: int | None,
 ) -> None:
     r"""One pass over x [R, D], in place: each row a ridge regression of its targets on the factors of its columns.
 
     .. math:: \min_{x_r} \sum_{j \in \mathrm{row}(r)} (x_r^\top y_j - t_{rj})^2 + x_r^\top G x_r + \lambda_r \|x_r\|^2
-
-    `block` coordinates at a time by Cholesky, the others held (iALS++, Rendle et al., 2021, https://arxiv.org/abs/2110.14044):
-    :math:`n d b + d b^2` operations for a row of n columns. With ``block >= D`` the row is the minimum, whatever x was.
 
     Args:
         rows: [R, N], the columns of each row.
@@ -38,11 +35,18 @@ def solve(
         gram: float32 [D, D], the G, symmetric.
         ridge: float32 [R], the λ, positive.
         x: float32 [R, D], where the pass begins and what it leaves.
-        block: coordinates solved for at once.
+        block: so many coordinates at a time by Cholesky, the others held (iALS++, Rendle et al., 2021,
+            https://arxiv.org/abs/2110.14044): :math:`n d b + d^2 + d b^2` operations for a row of n columns; with
+            ``block >= D`` the row is the minimum, whatever x was. None: three steps of conjugate gradients
+            (Takács et al., RecSys 2011, https://doi.org/10.1145/2043932.2043987): :math:`4 (2 n d + d^2)`, and the longer
+            loops are the faster ones up to a D of about 128.
     """
-    kernel = fast(_solve)
-    given = (rows.offsets, rows.columns, targets, factors, gram, ridge, min(block, x.shape[1]), x)
-    in_blocks(lambda begin, end: kernel(begin, end, *given), rows.height)
+    given = (rows.offsets, rows.columns, targets, factors, gram, ridge)
+    if block is None:
+        in_blocks(lambda begin, end: fast(_descend)(begin, end, *given, x), rows.height)
+    else:
+        size = min(block, x.shape[1])
+        in_blocks(lambda begin, end: fast(_solve)(begin, end, *given, size, x), rows.height)
 
 
 @cache
@@ -133,3 +137,57 @@ def _solve(begin, end, at, columns, targets, y, gram, ridge, block, x):
                     for k in range(b):
                         s += yb[k] * step[k]
                     rest[p] -= s
+
+
+def _descend(begin, end, at, columns, targets, y, gram, ridge, x):
+    d = y.shape[1]
+    rest, way, bent = np.empty(d, np.float32), np.empty(d, np.float32), np.empty(d, np.float32)
+    for r in range(begin, end):
+        xr = x[r]
+        size = np.float32(0)
+        for step in range(4):  # the first finds the residual at x, as the others find the curvature along `way`
+            v = xr if step == 0 else way
+            for l in range(d):
+                bent[l] = ridge[r] * v[l]
+            k = 0
+            while k + 4 <= d:  # four rows of the matrix at a time
+                g0, g1, g2, g3 = gram[k], gram[k + 1], gram[k + 2], gram[k + 3]
+                v0, v1, v2, v3 = v[k], v[k + 1], v[k + 2], v[k + 3]
+                for l in range(d):
+                    bent[l] += v0 * g0[l] + v1 * g1[l] + v2 * g2[l] + v3 * g3[l]
+                k += 4
+            while k < d:
+                g = gram[k]
+                for l in range(d):
+                    bent[l] += v[k] * g[l]
+                k += 1
+            for p in range(at[r], at[r + 1]):
+                yj = y[columns[p]]
+                s = np.float32(0)
+                for l in range(d):
+                    s += yj[l] * v[l]
+                if step == 0:
+                    s -= targets[p]
+                for l in range(d):
+                    bent[l] += s * yj[l]
+            before = size
+            if step == 0:
+                size = np.float32(0)
+                for l in range(d):
+                    rest[l] = -bent[l]
+                    way[l] = rest[l]
+                    size += rest[l] * rest[l]
+            else:
+                curve = np.float32(0)
+                for l in range(d):
+                    curve += way[l] * bent[l]
+                far = before / curve
+                size = np.float32(0)
+                for l in range(d):
+                    xr[l] += far * way[l]
+                    rest[l] -= far * bent[l]
+                    size += rest[l] * rest[l]
+                for l in range(d):
+                    way[l] = rest[l] + size / before * way[l]
+            if size < np.float32(1e-12):
+                break

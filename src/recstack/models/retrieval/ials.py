@@ -32,8 +32,9 @@ class iALS(FromHistory):
 
     Hu, Koren and Volinsky's model (ICDM 2008) with the two settings that its later reputation hung on: the regularisation
     grows with frequency (:math:`\nu = 1`), and :math:`\alpha_0` is tuned. An iteration passes over the users, then over the
-    items, `block` coordinates at a time (iALS++, https://arxiv.org/abs/2110.14044); with ``block >= dim`` each pass is the
-    exact minimum.
+    items: by three steps of conjugate gradients from where a row stands, or, with `block`, so many coordinates at a time,
+    exactly (iALS++, https://arxiv.org/abs/2110.14044), which pays at a `dim` of hundreds; with ``block >= dim`` each pass is
+    the exact minimum.
 
     A user of the training data is answered with their own factors; whoever was not met in training, with those that one
     exact solve gives their history. No history, no answer.
@@ -47,7 +48,7 @@ class iALS(FromHistory):
         regularisation: :math:`\lambda`. Tune it, by factors of two.
         unobserved: :math:`\alpha_0`. Tune it, by factors of three.
         exponent: :math:`\nu`; 0 is the plain λ of most libraries.
-        block: coordinates solved for at once.
+        block: coordinates solved for at once; None: conjugate gradients.
         task: the binary task whose label 1 makes a row an interaction; None: the schema's first, or every row.
         history: the History that a new user's items are read from; None: the schema's first, or, where it declares none,
             everything the user has met.
@@ -76,13 +77,13 @@ class iALS(FromHistory):
         regularisation: float = 0.003,
         unobserved: float = 0.1,
         exponent: float = 1.0,
-        block: int = 32,
+        block: int | None = None,
         task: str | None = None,
         history: str | None = None,
         seed: int = 0,
     ):
         super().__init__(schema, task, history, None, 1.0)
-        if min(dim, iterations, block) < 1:
+        if min(dim, iterations, 1 if block is None else block) < 1:
             raise ConfigError(f"dim, iterations and block are at least 1; got {dim}, {iterations} and {block}.")
         if regularisation <= 0 or unobserved <= 0:
             raise ConfigError(f"regularisation and unobserved are above 0; got {regularisation:g} and {unobserved:g}.")
@@ -108,7 +109,7 @@ class iALS(FromHistory):
             self._pass(by_item, self.users, self.items, self.block)
             yield done
 
-    def _pass(self, rows: Sparse, factors: np.ndarray, x: np.ndarray, block: int) -> None:
+    def _pass(self, rows: Sparse, factors: np.ndarray, x: np.ndarray, block: int | None) -> None:
         """Rows without a column keep what they have, zeros."""
         others = np.count_nonzero(factors.any(1))
         ridge = self.regularisation * (rows.counts + self.unobserved * others) ** self.exponent
