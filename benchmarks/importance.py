@@ -35,13 +35,14 @@ def measure(seed: int, epochs: int, data_dir: str | None) -> dict[str, Any]:
     logs = rs.datasets.frappe(data_dir=data_dir)
     encoder = rs.Encoder(logs[0].schema).fit(logs[0])
     train, valid = (encoder.encode(log) for log in logs[:2])
-    gated = {"optimizer": {"gates": ("grda", {"c": 0.005}), "default": "adam"}}
+    gated = {"optimizer": {"gates": ("grda", {"c": 0.002}), "default": "adam"}, "lr": {"gates": 1.0, "default": 1e-3}}
 
     def trained(kind: Any, penalty: float, options: dict[str, Any], **more: Any) -> Any:
         torch.manual_seed(seed)
-        settings = {"optimizer": "adam", "lr": 1e-3, "batch_size": 4096, "monitor": "auc", "patience": 2, **more}
+        settings = {"optimizer": "adam", "lr": 1e-3, "batch_size": 4096, "monitor": "auc", "patience": 2}
+        settings = {**settings, "epochs": epochs, **more}
         model = kind(encoder.schema, dim=10, **options)
-        model.fit(train, valid, epochs=epochs, seed=seed, regularization={"embedding": penalty}, **settings)
+        model.fit(train, valid, seed=seed, regularization={"embedding": penalty}, **settings)
         aucs[kind.__name__] = round(model.trained.best["value"], 5)
         return model
 
@@ -49,7 +50,7 @@ def measure(seed: int, epochs: int, data_dir: str | None) -> dict[str, Any]:
     wide = {"hidden": (400, 400, 400), "dropout": 0.2}
     scout = trained(rs.pre_ranking.COLD, 0.05, wide)
     search = trained(rs.ranking.AutoFIS, 0.05, wide, **gated)
-    weighted = trained(rs.ranking.FwFM, 5e-6, {})
+    weighted = trained(rs.ranking.FwFM, 5e-6, {}, epochs=100)  # it takes as many, at a second each
     deep = trained(rs.ranking.DeepFM, 0.05, wide)
     drops = rs.permutation_importance(deep, valid, "auc", seed=seed)
     found = {
