@@ -153,6 +153,22 @@ def co_counts(
     return _rows(kernel, given, users.width, k)
 
 
+def scaled_counts(users: Sparse, source: np.ndarray, target: np.ndarray, k: int) -> Sparse:
+    r"""The k items j of largest :math:`|U_i \cap U_j| / (a_i b_j)` for each item i, a being `source` and b `target`.
+
+    Args:
+        users: [users, N], the items of each user.
+        source, target: float [N], positive.
+
+    Returns:
+        Sparse [N, N] with positive values, best first in each row.
+    """
+    items, one = transpose(users), np.ones(users.height)
+    scales = (np.ascontiguousarray(x, np.float64) for x in (source, target))
+    given = (items.offsets, items.columns, users.offsets, users.columns, one, *scales, False, 0.0)
+    return _rows(compiled(_co_counts, _sink, keep_best), given, users.width, k)
+
+
 def co_visits(
     sessions: Sparse,
     weight: np.ndarray,

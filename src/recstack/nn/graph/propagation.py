@@ -71,6 +71,20 @@ class Propagation(nn.Module):
         back = self.back_offsets, self.back_columns, self.back_weights
         return _Average.apply(users, items, forth, back, self.layers)
 
+    def hop(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """One step alone: what comes from the neighbours, R̂V and R̂ᵀU."""
+        forth = self.offsets, self.columns, self.weights
+        back = self.back_offsets, self.back_columns, self.back_weights
+        return _Hop.apply(users, items, forth, back)
+
+    def to_users(self, items: Tensor) -> Tensor:
+        """R̂V of item vectors ``[N, D]``: ``[U, D]``, without gradients."""
+        return _times((self.offsets, self.columns, self.weights), items.detach())
+
+    def to_items(self, users: Tensor) -> Tensor:
+        """R̂ᵀU of user vectors ``[U, D]``: ``[N, D]``, without gradients."""
+        return _times((self.back_offsets, self.back_columns, self.back_weights), users.detach())
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         columns = state_dict.get(prefix + "columns")
         if columns is not None:  # as many edges as were saved
@@ -97,6 +111,19 @@ class _Average(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return (*_Average.apply(*(g.contiguous() for g in grads), *ctx.graph), None, None, None)
+
+
+class _Hop(torch.autograd.Function):
+    """One symmetric matrix over all nodes too."""
+
+    @staticmethod
+    def forward(ctx: Any, users: Tensor, items: Tensor, forth: Half, back: Half) -> tuple[Tensor, Tensor]:
+        ctx.graph = forth, back
+        return _times(forth, items.detach()), _times(back, users.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_Hop.apply(*(g.contiguous() for g in grads), *ctx.graph), None, None)
 
 
 def _times(matrix: Half, dense: Tensor) -> Tensor:
