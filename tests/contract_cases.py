@@ -34,6 +34,49 @@ def edges(model):
     model.propagation.connect(offsets, torch.tensor([i for m in met for i in m]))
 
 
+def constraints(model):
+    """UltraGCN's weights, as if everybody had met three items, and items were alike that have neighbouring ids."""
+    model.of_user.fill_(0.7)
+    model.of_item.fill_(0.5)
+    ids = torch.arange(len(model.neighbours)).unsqueeze(1) + torch.arange(1, model.neighbours.shape[1] + 1)
+    model.neighbours.copy_(ids.clamp(max=len(ids) - 1))
+    model.omega.fill_(0.1)
+
+
+def surroundings(model):
+    """PinSage's neighbours, ids that lie beside each other, and what its items are made of."""
+    size, most = model.neighbours.shape
+    ids = torch.arange(size).unsqueeze(1)
+    model.neighbours.copy_((ids + torch.arange(1, most + 1)).clamp(max=size - 1))
+    model.importance.fill_(1 / most)
+    model.met.copy_(ids % 5 > 0)
+    if model.of_values is not None:
+        model.value_ids = 1 + (ids + torch.arange(3)) % (model.of_values.num_embeddings - 1)
+    model.given.copy_((ids + torch.arange(model.given.shape[1])).sin())
+
+
+# PinSage takes what items are from the catalogue, and of users it reads the history alone.
+_KEPT = {IDS.item, *(h.name for h in IDS.histories)}
+UNREAD_ITEMS = tuple(f.name for f in testing.schema().features if f.name not in _KEPT)
+
+WALKS = {
+    "dim": 8,
+    "gap": 500.0,
+    "walks": 4,
+    "length": 6,
+    "p": 2.0,
+    "q": 0.5,
+    "window": 3,
+    "negatives": 4,
+    "lr": 0.1,
+    "task": "click",
+    "history": "watched",
+    "last": 4,
+    "decay": 0.9,
+    "seed": 3,
+}
+SIDE = {"features": ("genre",)}
+
 CASES = [
     Case(ranking.LR, {}, testing.schema(tasks=FUNNEL), band=0.2),
     Case(
@@ -810,6 +853,46 @@ CASES = [
         prepare=edges,
     ),
     Case(
+        retrieval.SimGCL,
+        {"dim": 8, "layers": 2, "contrast": 0.05, "noise": 0.05, "temperature": 0.3, "weight_decay": 1e-3},
+        testing.keys_only(testing.schema()),
+        lists=5,
+        prepare=edges,
+        exempt={
+            "learns": "without a layer 0 nodes of equal neighbours are one, and the graph of the row has three kinds"
+        },
+    ),
+    Case(
+        retrieval.NGCF,
+        {"dim": 8, "hidden": (6, 4), "dropout": 0.2, "weight_decay": 1e-3},
+        testing.keys_only(testing.schema()),
+        lists=5,
+        prepare=edges,
+    ),
+    Case(
+        retrieval.PinSage,
+        {"dim": 8, "layers": 1, "neighbours": 3, "steps": 50, "negatives": 40, "margin": 0.5, "seed": 3},
+        band=0.2,
+        prepare=surroundings,
+        unread=UNREAD_ITEMS,
+    ),
+    Case(
+        retrieval.UltraGCN,
+        {
+            "dim": 8,
+            "negatives": 50,
+            "negative_weight": 3.0,
+            "constraints": (1.0, 0.1, 0.5, 0.2),
+            "neighbours": 4,
+            "item_weight": 0.1,
+            "l2": 0.01,
+        },
+        testing.keys_only(testing.schema()),
+        lists=5,
+        band=0.5,
+        prepare=constraints,
+    ),
+    Case(
         retrieval.Popularity,
         {"half_life": 3.0, "segment": "user_id", "prior": 5.0, "task": "click"},
         band=0,
@@ -959,6 +1042,49 @@ CASES = [
     ),
     Case(retrieval.EASE, {"l2": 20.0, "task": "click", "history": "watched"}),
     Case(retrieval.SLIM, {"l1": 0.5, "l2": 2.0, "task": "click", "history": "watched"}),
+    Case(retrieval.GFCF, {"rank": 8, "alpha": 0.5, "task": "click", "history": "watched", "seed": 3}),
+    Case(
+        retrieval.Item2Vec,
+        {
+            "dim": 8,
+            "window": 9,
+            "shuffle": False,
+            "gap": 500.0,
+            "negatives": 4,
+            "subsample": 0.5,
+            "epochs": 9,
+            "lr": 0.1,
+            "task": "click",
+            "history": "watched",
+            "last": 4,
+            "decay": 0.9,
+            "seed": 3,
+        },
+    ),
+    Case(
+        retrieval.AirbnbEmbeddings,
+        {
+            "booking": "click",
+            "market": "item_id",
+            "gap": 500.0,
+            "copies": 2,
+            "dim": 8,
+            "window": 9,
+            "negatives": 4,
+            "market_negatives": 1,
+            "epochs": 9,
+            "lr": 0.1,
+            "task": "click",
+            "history": "watched",
+            "last": 4,
+            "decay": 0.9,
+            "seed": 3,
+        },
+    ),
+    *(
+        Case(model, {**WALKS, **more})
+        for model, more in ((retrieval.BGE, {}), (retrieval.GES, SIDE), (retrieval.EGES, SIDE))
+    ),
     Case(
         retrieval.ItemCF,
         {

@@ -1,0 +1,250 @@
+"""Billion-scale Commodity Embedding for E-commerce Recommendation in Alibaba (Wang et al., KDD 2018).
+
+https://arxiv.org/abs/1803.02349
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from recstack.errors import ConfigError, SchemaError, unknown
+from recstack.kernels.cooccurrence import normalise_rows
+from recstack.kernels.skip_gram import Parts, alone
+from recstack.kernels.topk import Sparse, offsets_of
+from recstack.kernels.walks import walks
+from recstack.models.counting import item_values
+from recstack.models.item_vectors import ItemVectors, sessions
+from recstack.schema import Feature, Schema, is_derived, is_embedded
+
+if TYPE_CHECKING:
+    from recstack.data import Columns
+
+
+def transitions(visits: Sparse) -> Sparse:
+    """How often each item came directly after each other one: [N, N], columns ascending, weights float32.
+
+    >>> transitions(Sparse(np.array([0, 3, 5]), np.array([2, 4, 2, 2, 4], np.int32), 5)).values
+    array([2., 1.], dtype=float32)
+    """
+    one, other = visits.columns[:-1].astype(np.int64), visits.columns[1:]
+    inside = np.diff(visits.rows) == 0
+    key, count = np.unique((one * visits.width + other)[inside & (one != other)], return_counts=True)
+    row, column = np.divmod(key, visits.width)
+    offsets = offsets_of(np.bincount(row, minlength=visits.width))
+    return Sparse(offsets, column.astype(np.int32), visits.width, count.astype(np.float32))
+
+
+class BGE(ItemVectors):
+    r"""Skip-gram over random walks on the graph of what was met directly after what (base graph embedding).
+
+    .. math:: P(j \mid i) \propto \#(i \to j), \qquad \max \sum_{\mathrm{walks}} \sum_{0 < |a - b| \le W}
+        \Big[ \log \sigma(v_{i_a}^\top z_{i_b}) + \sum_n \log \sigma(-v_{i_a}^\top z_n) \Big]
+
+    With p = q = 1 the walks are DeepWalk's (https://arxiv.org/abs/1403.6652), else node2vec's
+    (https://arxiv.org/abs/1607.00653). Each item begins a walk an epoch, so that items are learned that are rarely met. A
+    user is answered from the items of their history, by the sum of cosines; an item that nobody has met is never proposed.
+
+    Args:
+        schema: filled in by `fit`.
+        dim: width of the vectors.
+        gap: two events of a user further apart begin a new session, in the unit of the schema's time column, the paper's is
+            an hour; None: all that a user met is one.
+        walks: from each item, new ones in each epoch: the number of epochs.
+        length: items of a walk.
+        p: above 1, fewer steps lead straight back.
+        q: above 1, walks stay near; below 1, they go far.
+        window: W.
+        negatives: drawn for each pair.
+        lr: learning rate at the beginning; it falls linearly.
+        task: the binary task whose label 1 makes a row an interaction; None: the schema's first, or every row.
+        history: the History that a user's items are read from; None: the schema's first, or, where it declares none,
+            everything the user has met.
+        last: only the newest items of the history; None: all.
+        decay: weight of an item of the history for each step that it lies back.
+        seed: of everything that is drawn.
+
+    Wang et al., KDD 2018, https://arxiv.org/abs/1803.02349
+
+    >>> import recstack as rs
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
+    >>> model = rs.retrieval.BGE(dim=16, gap=3600, walks=3).fit(train)
+    >>> users = test.events[train.schema.user].unique().head(3).to_list()
+    >>> model.recommend(users, k=5).ids.shape
+    torch.Size([3, 5])
+    """
+
+    def __init__(
+        self,
+        schema: Schema | None = None,
+        *,
+        dim: int = 64,
+        gap: float | None = None,
+        walks: int = 20,
+        length: int = 10,
+        p: float = 1.0,
+        q: float = 1.0,
+        window: int = 5,
+        negatives: int = 20,
+        lr: float = 0.025,
+        task: str | None = None,
+        history: str | None = None,
+        last: int | None = None,
+        decay: float = 1.0,
+        seed: int = 0,
+    ):
+        super().__init__(schema, dim, window, negatives, lr, seed, task, history, last, decay)
+        if walks < 1 or length < 2 or p <= 0 or q <= 0:
+            raise ConfigError(
+                f"walks is at least 1, length at least 2, p and q are positive; got {walks}, {length}, {p:g} and {q:g}."
+            )
+        self.gap, self.walks, self.length, self.p, self.q = gap, walks, length, p, q
+
+    def count(self, train: Columns) -> None:
+        self._profile()  # an unknown history is told now
+        walked, counts = self.walked(train)
+        table, _ = self.learn([walked] * self.walks, counts)
+        self.keep(table[: len(counts)], counts > 0)
+
+    def walked(self, train: Columns) -> tuple[Callable[[int], Sparse], np.ndarray]:
+        """The walks of an epoch, by its number, and how often each item is met."""
+        visits, _ = sessions(train, self.task, self.gap, type(self).__name__)
+        graph, counts = transitions(visits), np.bincount(visits.columns, minlength=visits.width)
+        starts = np.flatnonzero(graph.counts)
+
+        def walked(epoch: int) -> Sparse:
+            seed = (self.seed << 20) + epoch
+            order = np.random.default_rng(seed).permutation(starts)
+            found = walks(graph, order, self.length, seed, p=self.p, q=self.q)
+            live = found >= 0
+            return Sparse(offsets_of(live.sum(1)), found[live], visits.width)
+
+        return walked, counts
+
+
+class GES(BGE):
+    r"""BGE whose items are the mean of their own vector and those of their side information.
+
+    .. math:: H_i = \frac{1}{n + 1} \sum_{f=0}^{n} W_i^f, \qquad \max \sum_{\mathrm{walks}} \sum_{0 < |a - b| \le W}
+        \Big[ \log \sigma(H_{i_a}^\top z_{i_b}) + \sum_n \log \sigma(-H_{i_a}^\top z_n) \Big]
+
+    An item that nobody has met is the mean of its side information, as far as that was met. A feature of several values is
+    their mean.
+
+    Args:
+        schema: filled in by `fit`.
+        features: item features that are read; None: every category, list, text and bucketised number beside the key.
+        dim, gap, walks, length, p, q, window, negatives, lr, task, history, last, decay, seed: as in `BGE`.
+
+    Wang et al., KDD 2018, https://arxiv.org/abs/1803.02349
+
+    >>> import recstack as rs
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
+    >>> model = rs.retrieval.GES(features=("category", "brand"), dim=16, walks=3).fit(train)
+    >>> users = test.events[train.schema.user].unique().head(3).to_list()
+    >>> model.recommend(users, k=5).ids.shape
+    torch.Size([3, 5])
+    """
+
+    attend: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        schema: Schema | None = None,
+        *,
+        features: Sequence[str] | None = None,
+        dim: int = 64,
+        gap: float | None = None,
+        walks: int = 20,
+        length: int = 10,
+        p: float = 1.0,
+        q: float = 1.0,
+        window: int = 5,
+        negatives: int = 20,
+        lr: float = 0.025,
+        task: str | None = None,
+        history: str | None = None,
+        last: int | None = None,
+        decay: float = 1.0,
+        seed: int = 0,
+    ):
+        given = {"dim": dim, "gap": gap, "walks": walks, "length": length, "p": p, "q": q, "window": window}
+        given |= {"negatives": negatives, "lr": lr, "task": task, "history": history, "last": last, "decay": decay}
+        super().__init__(schema, seed=seed, **given)  # type: ignore[arg-type]
+        self.features = None if features is None else tuple(features)
+
+    def count(self, train: Columns) -> None:
+        self._profile()
+        side = [item_values(self.catalog, f) for f in self._read()]
+        walked, counts = self.walked(train)
+        met = counts > 0
+        parts = together(len(counts), side)
+        table, attention = self.learn([walked] * self.walks, counts, parts, self.attend)
+        shares = weights(parts, attention)
+        item = np.repeat(np.arange(len(counts)), np.diff(parts.offsets))
+        known = np.zeros(len(table), bool)
+        known[parts.rows[met[item]]] = True  # what nobody has met was never moved
+        rest = known[parts.rows] & ((parts.fields > 0) | met[item])
+        vectors = np.zeros((len(counts), self.dim), np.float32)
+        np.add.at(vectors, item[rest], (shares[:, None] * table[parts.rows])[rest])
+        self.keep(vectors, np.ones(len(vectors), bool))
+
+    def _read(self) -> list[Feature]:
+        beside = {f.name: f for f in self.schema.by_role("item") if f.name != self.schema.item}
+        able = {name: f for name, f in beside.items() if is_embedded(f) and not is_derived(f)}
+        if not able:
+            raise SchemaError(
+                f"{type(self).__name__} needs side information: a Categorical or Text with role='item' beside the key; "
+                "BGE does without."
+            )
+        for name in self.features or ():
+            if name not in able:
+                raise unknown("item feature", name, able, SchemaError)
+        return list(able.values()) if self.features is None else [able[name] for name in self.features]
+
+
+class EGES(GES):
+    r"""GES in which each item weighs its side information for itself.
+
+    .. math:: H_i = \frac{\sum_f e^{a_i^f} W_i^f}{\sum_f e^{a_i^f}}, \qquad \max \sum_{\mathrm{walks}} \sum_{0 < |a - b| \le W}
+        \Big[ \log \sigma(H_{i_a}^\top z_{i_b}) + \sum_n \log \sigma(-H_{i_a}^\top z_n) \Big]
+
+    The a are learned. An item that nobody has met has equal ones, and is the mean of its side information, as in GES.
+
+    Args:
+        schema: filled in by `fit`.
+        features, dim, gap, walks, length, p, q, window, negatives, lr, task, history, last, decay, seed: as in `GES`.
+
+    Wang et al., KDD 2018, https://arxiv.org/abs/1803.02349
+
+    >>> import recstack as rs
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
+    >>> model = rs.retrieval.EGES(features=("category", "brand"), dim=16, walks=3).fit(train)
+    >>> users = test.events[train.schema.user].unique().head(3).to_list()
+    >>> model.recommend(users, k=5).ids.shape
+    torch.Size([3, 5])
+    """
+
+    attend: ClassVar[bool] = True
+
+
+def together(n: int, side: list[Sparse]) -> Parts:
+    """Each of n items of its own row, field 0, and of the rows of its values in each of `side` [n, values]."""
+    own = alone(n)
+    starts = np.cumsum([n, *(s.width for s in side)])
+    item = np.concatenate([own.rows.astype(np.int64), *(s.rows for s in side)])
+    row = np.concatenate([own.rows, *(s.columns + b for s, b in zip(side, starts, strict=False))])
+    field = np.concatenate([own.fields, *(np.full(len(s.columns), f + 1, np.int32) for f, s in enumerate(side))])
+    share = np.concatenate([own.shares, *(normalise_rows(s, "sum").values for s in side)])  # type: ignore[list-item]
+    order = np.argsort(item, kind="stable")
+    offsets = offsets_of(np.bincount(item, minlength=n))
+    return Parts(offsets, row[order].astype(np.int32), field[order], share[order].astype(np.float32))
+
+
+def weights(parts: Parts, attention: np.ndarray) -> np.ndarray:
+    """The weight of each entry: its share times its field's part of the softmax over the fields that the item has."""
+    item = np.repeat(np.arange(len(parts.offsets) - 1), np.diff(parts.offsets))
+    raw = parts.shares * np.exp(attention[item, parts.fields].astype(np.float64))
+    return raw / np.bincount(item, raw, minlength=len(parts.offsets) - 1)[item]
