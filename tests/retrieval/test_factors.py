@@ -222,7 +222,7 @@ def test_sampling_by_user_draws_light_users_as_often_as_heavy_ones():
     assert steps[True] == pytest.approx(1 / 2, abs=0.03)
 
 
-@pytest.mark.parametrize("kind", ["iALS", "EASE", "SLIM", "BPR"])
+@pytest.mark.parametrize("kind", ["iALS", "EASE", "SLIM", "BPR", "BPR by a Trainer"])
 def test_camps_are_found(kind):
     log = world(n=300)
     schema = rs.Encoder(log.schema).fit(log).schema
@@ -232,7 +232,10 @@ def test_camps_are_found(kind):
         "EASE": lambda: rs.retrieval.EASE(l2=5.0),
         "SLIM": lambda: rs.retrieval.SLIM(l1=0.1, l2=1.0),
         "BPR": lambda: rs.retrieval.BPR(schema, dim=8, epochs=60),
-    }[kind]().fit(log)
+        "BPR by a Trainer": lambda: rs.retrieval.BPR(schema, dim=8, l2=0.001),
+    }[kind]()
+    by_trainer = {"epochs": 30, "lr": 0.02, "batch_size": 64, "progress": False}
+    model.fit(log, **by_trainer if kind == "BPR by a Trainer" else {})
     users = sorted(set(log.events["user"].to_list()))
     found = model.recommend(users, 3)
     raw = torch.from_numpy(model.schema.encoder.decode("item", found.ids.numpy()).astype(np.int64))

@@ -496,7 +496,7 @@ class Retriever(Recommends, Model):
 
     def _here(self, batch: Batch) -> Batch:
         """The batch where the model is; what comes of it is searched on the CPU."""
-        where = next(self.parameters()).device
+        where = next(self.parameters(), torch.empty(0)).device  # one without gradients has none
         return batch if where.type == "cpu" else {name: value.to(where) for name, value in batch.items()}
 
     @torch.no_grad()

@@ -32,8 +32,9 @@ class BPR(Retriever):
         \big(\|p_u\|^2 + \|q_i\|^2 + \|q_j\|^2\big), \qquad x_{uij} = p_u^\top (q_i - q_j)
 
     `fit` takes the paper's steps: one triple at a time, as many an epoch as there are interactions, in native code on one
-    thread, so that a seed gives one result; j is drawn uniformly from the items that u has not. A `Trainer` can train the same
-    loss in batches: ``rs.Trainer(model, optimizer="adam", negatives=1).fit(columns)``.
+    thread, so that a seed gives one result; j is drawn uniformly from the items that u has not. Given options of a Trainer,
+    ``fit(train, epochs=100)``, it trains the same loss in batches, by Adam unless told otherwise, and reads neither `sampling`,
+    `epochs` nor `lr`.
 
     A user is an id here: a user whom training has not met is refused, in one sentence.
 
@@ -58,6 +59,7 @@ class BPR(Retriever):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("user", "item")
+    trainer: ClassVar[dict[str, Any]] = {"optimizer": "adam", "lr": 1e-3, "batch_size": 2048, "negatives": 1}
 
     def __init__(
         self,
@@ -109,8 +111,10 @@ class BPR(Retriever):
         pairs = losses.bpr(score, label, where=where, weight=weight)
         return {task.name: pairs, "l2": self.l2 / 2 * length / len(user)}
 
-    def fit(self, train: Any, valid: Any = None) -> Self:  # type: ignore[override]
-        """Learn from a Log or Columns."""
+    def fit(self, train: Any, valid: Any = None, *, progress: bool = True, **options: Any) -> Self:  # type: ignore[override]
+        """Learn from a Log or Columns by the paper's steps; with options of a Trainer by that, in batches."""
+        if options:
+            return super().fit(train, valid, progress=progress, **options)
         for _ in self.passes(train):
             pass
         return self

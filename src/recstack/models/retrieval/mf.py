@@ -137,8 +137,8 @@ class MF(Retriever):
         return vectors
 
     # -- training -----------------------------------------------------------------------------------------------------
-    def fit(self, train: Any, valid: Any = None) -> Self:  # type: ignore[override]
-        """Learn from a Log, Columns or batches.
+    def fit(self, train: Any, valid: Any = None, *, progress: bool = True) -> Self:  # type: ignore[override]
+        """Learn from a Log, Columns or batches; `progress` is a Trainer's, and there is none.
 
         Raises:
             DataError: no label, or the same one on all rows.
