@@ -1,6 +1,6 @@
 """Compare ranking models on one log, ask the best what it lives on, and save it.
 
-    python examples/ranking.py
+python examples/ranking.py
 """
 
 import rich.table

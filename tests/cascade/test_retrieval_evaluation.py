@@ -104,7 +104,9 @@ def test_worth_weighs_what_is_found(world):
     same = rs.evaluate_retrieval(swing, test, k=K, worth=np.ones(len(test)))
     seldom_twice = same.values["swing"]
     assert seldom_twice[f"worth@{K}"].mean() == pytest.approx(seldom_twice[f"recall@{K}"].mean(), abs=0.02)
-    truth = Truth(np.array([0, 0, 1]), np.array([5, 7, 5]), 2, np.array([0, 1]), np.array([3.0, 1.0, 2.0]), np.array([0.0, 6.0]))
+    truth = Truth(
+        np.array([0, 0, 1]), np.array([5, 7, 5]), 2, np.array([0, 1]), np.array([3.0, 1.0, 2.0]), np.array([0.0, 6.0])
+    )
     assert truth.worths(torch.tensor([[5, 9], [5, 7]])).tolist() == [[3.0, 0.0], [2.0, 0.0]]
     assert truth.total.tolist() == [4.0, 8.0]
     assert truth.select(np.array([1])).total.tolist() == [8.0]
@@ -157,7 +159,7 @@ def test_similar_items_are_the_neighbours(world):
     assert 0 <= rs.item_hit_rate(swing, test, k=20) <= 1
     with pytest.raises(ConfigError, match="neither neighbour lists nor item vectors"):
         rs.similar_items(popular, some)
-    with pytest.raises(DataError, match="lacks item 'nothing'|lacks item -5"):
+    with pytest.raises(DataError, match="lacks item -5"):
         rs.similar_items(swing, [-5])
 
 

@@ -295,7 +295,9 @@ class Service:
     ) -> tuple[Requests, bool]:
         """The user's side of a request, and whether the user was met before; histories before `time`, all of them if None."""
         if time is None and self.schema.timed:
-            raise RequestError("This model looks back in time; give the moment, in the unit of the log's times.", "time")
+            raise RequestError(
+                "This model looks back in time; give the moment, in the unit of the log's times.", "time"
+            )
         self._check(user, self.user_kind, "user_id")
         if context is not None:
             names = {f.name for f in self.schema.by_role("context", "domain") if not isinstance(f, History)}

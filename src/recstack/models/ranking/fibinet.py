@@ -107,7 +107,9 @@ class _Bilinear(nn.Module):
         elif self.kind == "each":
             left = torch.einsum("...fd,fde->...fe", v[..., :-1, :], self.weight)
         parts, start = [], 0
-        for i in range(self.fields - 1):  # field by field: its partners lie behind each other, so that no pair is gathered
+        for i in range(
+            self.fields - 1
+        ):  # field by field: its partners lie behind each other, so that no pair is gathered
             partners = v[..., i + 1 :, :]
             n = partners.shape[-2]
             if self.kind == "interaction":
