@@ -859,7 +859,7 @@ CASES = [
         lists=5,
         prepare=edges,
         exempt={
-            "learns": "without a layer 0 nodes of equal neighbours are one, and the graph of the row has three kinds"
+            "learns": "without a layer 0 nodes of equal neighbours are one; see tests/retrieval/test_graph_models.py"
         },
     ),
     Case(

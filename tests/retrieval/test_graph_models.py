@@ -114,19 +114,26 @@ def test_ultra_gcn_is_its_loss_written_out(monkeypatch, sharing):
     same_gradients(model, found, slow, start)
 
 
-def test_ultra_gcn_finds_two_camps():
+CAMPS = {
+    "UltraGCN": {"negatives": 20, "negative_weight": 5.0, "item_weight": 0.1},
+    "SimGCL": {"layers": 2, "contrast": 0.1},
+    "NGCF": {"hidden": (8,)},
+}
+
+
+@pytest.mark.parametrize("name", CAMPS)
+def test_two_camps_are_found(name):
     log = world()
     clicks = rs.Log(log.events.filter(log.events["click"] == 1).drop("click"), log.schema, implicit=True)
     encoder = rs.Encoder(clicks.schema).fit(clicks)
     torch.manual_seed(0)
-    options = {"negatives": 20, "negative_weight": 5.0, "item_weight": 0.1}
-    model = rs.retrieval.UltraGCN(encoder.schema, dim=8, **options)
+    model = getattr(rs.retrieval, name)(encoder.schema, dim=8, **CAMPS[name])
     model.fit(clicks, epochs=20, lr=0.05, batch_size=64, progress=False)
     users = sorted(set(clicks.events["user"].to_list()))
     found = model.recommend(users, 3)
     raw = torch.from_numpy(encoder.decode("item", found.ids.numpy()).astype(np.int64))
     assert (raw % 2 == torch.tensor(users)[:, None] % 2).float().mean() > 0.8
-    with pytest.raises(rs.DataError, match="UltraGCN knows users by their ids alone"):
+    with pytest.raises(rs.DataError, match=f"{name} knows users by their ids alone"):
         model.recommend([10**6], 3)
 
 
