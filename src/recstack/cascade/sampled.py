@@ -46,9 +46,9 @@ def evaluate_sampled(
 
     >>> import recstack as rs
     >>> train, valid, test = rs.split.by_time(rs.simulator.small())
-    >>> found = rs.evaluate_sampled(rs.retrieval.Swing().fit(train), test, 20, k=5)
+    >>> found = rs.evaluate_sampled(rs.retrieval.Swing().fit(train), test, 5, k=3)
     >>> list(found)
-    ['hit@5 of 21', 'ndcg@5 of 21', 'mrr of 21']
+    ['hit@3 of 6', 'ndcg@3 of 6', 'mrr of 6']
     """
     encoder: Any = retriever.schema.encoder
     columns = test if isinstance(test, Columns) else encoder.encode(test)

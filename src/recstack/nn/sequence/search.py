@@ -95,7 +95,7 @@ class FoundInTime(Found):
 
     def __init__(self, width: int, heads: int = 1):
         super().__init__(width, heads)
-        self.time = nn.Parameter(0.01 * torch.randn(BUCKETS, width))
+        self.time = nn.Parameter(torch.zeros(BUCKETS, width))
 
     def forward(self, query: Tensor, steps: Tensor, there: Tensor, since: Tensor | None = None) -> Tensor:
         return super().forward(query, steps + (self.time[0] if since is None else self.time[time_bucket(since)]), there)
