@@ -45,10 +45,10 @@ def evaluate_sampled(
         ``{"hit@10 of 101": ..., "ndcg@10 of 101": ..., "mrr of 101": ...}``.
 
     >>> import recstack as rs
-    >>> train, valid, test = rs.split.by_time(rs.simulator.small())
-    >>> found = rs.evaluate_sampled(rs.retrieval.Swing().fit(train), test, 5, k=3)
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small(items=200))
+    >>> found = rs.evaluate_sampled(rs.retrieval.Swing().fit(train), test, 20, k=5)
     >>> list(found)
-    ['hit@3 of 6', 'ndcg@3 of 6', 'mrr of 6']
+    ['hit@5 of 21', 'ndcg@5 of 21', 'mrr of 21']
     """
     encoder: Any = retriever.schema.encoder
     columns = test if isinstance(test, Columns) else encoder.encode(test)
