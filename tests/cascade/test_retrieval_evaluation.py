@@ -99,11 +99,11 @@ def test_several_sources_are_merged_and_told_apart(world):
 
 
 def test_worth_weighs_what_is_found(world):
-    (swing, *_), _, test, encoder = world
-    clicks = encoder.encode(test).positives()
+    (swing, *_), _, test, _ = world
     same = rs.evaluate_retrieval(swing, test, k=K, worth=np.ones(len(test)))
-    seldom_twice = same.values["swing"]
-    assert seldom_twice[f"worth@{K}"].mean() == pytest.approx(seldom_twice[f"recall@{K}"].mean(), abs=0.02)
+    found = same.values["swing"]  # an item clicked twice is worth two: nearly the recall
+    assert found[f"worth@{K}"].mean() == pytest.approx(found[f"recall@{K}"].mean(), abs=0.02)
+    assert found[f"worth@{K}"].max() <= 1
     truth = Truth(
         np.array([0, 0, 1]), np.array([5, 7, 5]), 2, np.array([0, 1]), np.array([3.0, 1.0, 2.0]), np.array([0.0, 6.0])
     )
@@ -114,7 +114,6 @@ def test_worth_weighs_what_is_found(world):
         rs.evaluate_retrieval(swing, test, worth=np.ones(3))
     with pytest.raises(DataError, match="no event column 'bid'"):
         rs.evaluate_retrieval(swing, test, worth="bid")
-    assert clicks.any()
 
 
 def test_each_request_can_be_asked_for_its_own(world):

@@ -144,7 +144,7 @@ def test_a_booking_stands_beside_every_click_of_its_session():
     columns = encoder.encode(log)
     model = AirbnbEmbeddings(booking="book", market="shop", epochs=1)
     model.fit(columns)
-    from recstack.models.item_vectors import sessions
+    from recstack.models.counting import sessions
 
     visits, entries = sessions(columns, None, None, "")
     goals = model._booked(columns, visits, entries)

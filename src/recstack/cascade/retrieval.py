@@ -142,17 +142,17 @@ def evaluate_retrieval(
         rows, truth = rows[chosen], truth.select(chosen)
     every = _Sums(truth, cuts, names, training_events(sources[0], before))
     for start in range(0, len(rows), BLOCK):
-        part, found = rows[start : start + BLOCK], []
+        asked, found = Requests.of(columns, rows[start : start + BLOCK], seen=before), []
         for source in sources:
-            requests = Requests.of(columns, part, seen=before)
+            requests = asked
             if before is None and source.profiles is not None:
                 remembered = source.profiles.requests(requests.users, encoded=True).seen
                 requests = Requests(requests.batch, requests.users, remembered)
             found.append(source.recommend(requests, max(cuts), exclude_seen, where))
         every.add(found, start)
     left_out = "items met before left out" if exclude_seen else "items met before included"
-    asked = "each user's positive events of the test" if per == "user" else "each request's positive events"
-    protocol = f"Full ranking over {encoder.catalog.size - 2:,} items, {left_out}; relevant: {asked}."
+    wanted = "each user's positive events of the test" if per == "user" else "each request's positive events"
+    protocol = f"Full ranking over {encoder.catalog.size - 2:,} items, {left_out}; relevant: {wanted}."
     table, overlap, values = every.rows()
     return RetrievalReport(table, overlap, values, len(rows), cuts, protocol)
 
@@ -162,9 +162,8 @@ class _Sums:
 
     def __init__(self, truth: Truth, cuts: tuple[int, ...], names: list[str], popularity: np.ndarray):
         self.truth, self.cuts, self.names, self.popularity = truth, cuts, names, popularity
-        self.parts: dict[str, list[dict[str, Tensor]]] = {
-            name: [] for name in [*names, "merged"][: len(names) + (len(names) > 1)]
-        }
+        every = [*names, "merged"] if len(names) > 1 else names
+        self.parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in every}
         self.shown = {name: np.zeros(len(popularity)) for name in self.parts}
         self.without: list[list[Tensor]] = [[] for _ in names]  # recall of the others merged
         self.shares, self.alone, self.all = np.zeros(len(names)), np.zeros(len(names)), 0.0

@@ -11,35 +11,12 @@ from torch import Tensor
 
 from recstack.errors import ConfigError
 from recstack.kernels.skip_gram import Parts, alone, noise, skip_gram
-from recstack.kernels.topk import Sparse, offsets_of
-from recstack.models.counting import FromHistory, positives
+from recstack.models.counting import FromHistory
 from recstack.models.scored import best_of_all
 from recstack.schema import Schema
 
 if TYPE_CHECKING:
-    from recstack.data import Columns, Requests
-
-
-def sessions(train: Columns, task: str | None, gap: float | None, who: str) -> tuple[Sparse, np.ndarray]:
-    """The items of each session in the order of time, and the request of each entry; unknown users have none.
-
-    Args:
-        gap: two events of a user further apart begin a new session; None: all that a user met is one.
-        who: asks, for the sentence about a time that is missing.
-    """
-    if gap is not None and (train.times is None or gap <= 0):
-        raise ConfigError(f"{who}(gap=...) is positive and needs a time: Schema(..., time='...').")
-    request, item = positives(train, task)
-    known = train.user_ids[request] >= 2
-    request, item = request[known], item[known]
-    time = np.zeros(len(request)) if train.times is None else train.times[request]
-    order = np.lexsort((time, train.user_ids[request]))  # stable: events of one time stay in the order of the log
-    request, time, item = request[order], time[order], item[order]
-    new = np.diff(train.user_ids[request], prepend=-1) != 0
-    if gap is not None:
-        new |= np.diff(time, prepend=time[:1]) > gap
-    rows = np.cumsum(new) - 1
-    return Sparse(offsets_of(np.bincount(rows)), item.astype(np.int32), train.catalog.size), request  # type: ignore[union-attr]
+    from recstack.data import Requests
 
 
 class ItemVectors(FromHistory):

@@ -12,8 +12,8 @@ import numpy as np
 from recstack.errors import ConfigError
 from recstack.kernels.cooccurrence import transpose
 from recstack.kernels.topk import Sparse
-from recstack.models.counting import item_values
-from recstack.models.item_vectors import ItemVectors, sessions
+from recstack.models.counting import item_values, sessions
+from recstack.models.item_vectors import ItemVectors
 from recstack.schema import Schema, is_embedded, is_multi
 
 if TYPE_CHECKING:

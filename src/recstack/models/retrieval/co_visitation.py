@@ -11,8 +11,8 @@ import numpy as np
 
 from recstack.errors import ConfigError
 from recstack.kernels.cooccurrence import co_visits
-from recstack.kernels.topk import Sparse, offsets_of
-from recstack.models.counting import ItemToItem, positives
+from recstack.kernels.topk import Sparse
+from recstack.models.counting import ItemToItem, sessions
 from recstack.schema import Schema
 
 if TYPE_CHECKING:
@@ -83,21 +83,11 @@ class CoVisitation(ItemToItem):
     def counted(self, train: Columns) -> Sparse:
         if train.times is None and (self.gap is not None or self.half_life is not None):
             raise ConfigError("CoVisitation(gap=..., half_life=...) needs a time: Schema(..., time='...').")
-        request, item = positives(train, self.task)
-        known = train.user_ids[request] >= 2  # unknown users are not one long session
-        request, item = request[known], item[known]
-        user = train.user_ids[request]
+        visits, request = sessions(train, self.task, self.gap, "CoVisitation")
         time = np.zeros(len(request)) if train.times is None else train.times[request]
-        order = np.lexsort((time, user))  # stable: events of one time stay in the order of the log
-        user, time, item = user[order], time[order], item[order]
-        new = np.diff(user, prepend=-1) != 0
-        if self.gap is not None:
-            new |= np.diff(time, prepend=time[:1]) > self.gap
-        counts = np.bincount(np.cumsum(new) - 1)
-        sessions = Sparse(offsets_of(counts), item.astype(np.int32), self.catalog.size)
         return co_visits(
-            sessions,
-            1 / np.log1p(counts),
+            visits,
+            1 / np.log1p(visits.counts),
             time,
             window=self.window,
             half_life=self.half_life,

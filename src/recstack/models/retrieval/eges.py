@@ -15,8 +15,8 @@ from recstack.kernels.cooccurrence import normalise_rows
 from recstack.kernels.skip_gram import Parts, alone
 from recstack.kernels.topk import Sparse, offsets_of
 from recstack.kernels.walks import walks
-from recstack.models.counting import item_values
-from recstack.models.item_vectors import ItemVectors, sessions
+from recstack.models.counting import item_values, sessions
+from recstack.models.item_vectors import ItemVectors
 from recstack.schema import Feature, Schema, is_derived, is_embedded
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import numpy as np
 
 from recstack.errors import ConfigError
 from recstack.kernels.skip_gram import thinned
-from recstack.models.item_vectors import ItemVectors, sessions
+from recstack.models.counting import sessions
+from recstack.models.item_vectors import ItemVectors
 from recstack.schema import Schema
 
 if TYPE_CHECKING:
