@@ -36,10 +36,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
+import pages
 import polars as pl
 import torch
 
@@ -242,26 +243,15 @@ def table(path: Path) -> str:
         ]
         for name, by_seed in records.items():
             runs = [by_seed[seed] for seed in sorted(by_seed)]
-            cells = [name, " ".join(map(str, sorted(by_seed))), spread([r["valid_gauc"] for r in runs])]
+            cells = [name, " ".join(map(str, sorted(by_seed))), pages.spread([r["valid_gauc"] for r in runs])]
             for metric in ("test_gauc", "test_auc"):
                 base = records.get("MLP", {})
                 gains = [r[metric] - base[s][metric] for s, r in by_seed.items() if s in base and name != "MLP"]
-                cells += [spread([r[metric] for r in runs]), f"{mean(gains):+.4f}" if gains else ""]
+                cells += [pages.spread([r[metric] for r in runs]), f"{mean(gains):+.4f}" if gains else ""]
             cells += [f"{runs[0]['parameters']:,}", " ".join(str(r["best_epoch"]) for r in runs)]
             lines.append("| " + " | ".join([*cells, f"{mean(r['seconds'] for r in runs):.0f}"]) + " |")
         lines.append("")
     return "\n".join(lines).strip()
-
-
-def draw(path: Path, page: Path) -> None:
-    """Put the tables between their marks on the page."""
-    text = page.read_text(encoding="utf8")
-    before, rest = text.split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{table(path)}\n\n{END}{rest.split(END)[1]}", encoding="utf8")
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def main() -> None:
@@ -287,8 +277,8 @@ def main() -> None:
             print(line, flush=True)
             with args.out.open("a", encoding="utf8") as file:
                 file.write(line + "\n")
-            draw(args.out, args.page)
-    draw(args.out, args.page)
+            pages.put(table(args.out), args.page, BEGIN, END)
+    pages.put(table(args.out), args.page, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pages
 import polars as pl
 import torch
 
@@ -242,12 +243,6 @@ def table(path: Path) -> str:
     return "\n".join(out).strip()
 
 
-def draw(path: Path, page: Path) -> None:
-    text = page.read_text(encoding="utf8")
-    before, rest = text.split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{table(path)}\n\n{END}{rest.split(END)[1]}", encoding="utf8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=DATA, default=["movielens-1m"])
@@ -270,7 +265,7 @@ def main() -> None:
             print(line, flush=True)
             with args.out.open("a", encoding="utf8") as file:
                 file.write(line + "\n")
-    draw(args.out, args.page)
+    pages.put(table(args.out), args.page, BEGIN, END)
 
 
 if __name__ == "__main__":

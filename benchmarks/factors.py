@@ -25,10 +25,11 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
+import pages
 import polars as pl
 import torch
 
@@ -273,7 +274,7 @@ def table(path: Path) -> str:
             runs = {r["seed"]: r for r in lines if (r["part"], r["model"], r["stage"]) == (part, name, "test")}
             if runs:
                 cells = [name, " ".join(map(str, sorted(runs)))]
-                cells += [spread([r[m] for r in runs.values()]) for m in MEASURES[part]]
+                cells += [pages.spread([r[m] for r in runs.values()]) for m in MEASURES[part]]
                 options = next(iter(runs.values()))["options"]
                 cells += [PUBLISHED.get((part, name), ""), ", ".join(f"{k} {v}" for k, v in options.items())]
                 rows.append("| " + " | ".join([*cells, f"{mean(r['seconds'] for r in runs.values()):.0f}"]) + " |")
@@ -281,18 +282,6 @@ def table(path: Path) -> str:
             head = ["model", "seeds", *MEASURES[part], "published", "settings", "s"]
             out += [f"**{part}**", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head), *rows, ""]
     return "\n".join(out).strip()
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
-
-
-def draw(path: Path, page: Path) -> None:
-    """Put the tables between their marks on the page."""
-    text = page.read_text(encoding="utf8")
-    if BEGIN in text:
-        before, rest = text.split(BEGIN)
-        page.write_text(f"{before}{BEGIN}\n\n{table(path)}\n\n{END}{rest.split(END)[1]}", encoding="utf8")
 
 
 def main() -> None:
@@ -351,8 +340,8 @@ def main() -> None:
                 best = max(settings, key=lambda line: line[by])
                 for seed in todo:
                     write(part, name, seed, run(part, name, task, seed, best))
-            draw(args.out, args.page)
-    draw(args.out, args.page)
+            pages.put(table(args.out), args.page, BEGIN, END)
+    pages.put(table(args.out), args.page, BEGIN, END)
 
 
 if __name__ == "__main__":

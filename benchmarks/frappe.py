@@ -20,9 +20,9 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+import pages
 import torch
 
 import recstack as rs
@@ -264,27 +264,16 @@ def table(path: Path) -> str:
         if name not in found:
             continue
         records = [found[name][seed] for seed in sorted(found[name])]
-        cells = [name, " ".join(str(r["seed"]) for r in records), spread([r["valid_auc"] for r in records])]
+        cells = [name, " ".join(str(r["seed"]) for r in records), pages.spread([r["valid_auc"] for r in records], 5)]
         for k, metric in enumerate(("auc", "logloss")):
             five = "{:.5f} ± {:.5f}".format(*row.runs[k]) if row.runs else ""
-            cells += [spread([r[f"test_{metric}"] for r in records]), f"{row.cell[k]:.4f}", five]
+            cells += [pages.spread([r[f"test_{metric}"] for r in records], 5), f"{row.cell[k]:.4f}", five]
         cells += [f"{records[0]['parameters_without_padding']:,}", f"{row.parameters:,}"]
         cells.append(" ".join(str(r["best_epoch"]) for r in records))
         lines.append("| " + " | ".join(cells) + " |")
     drawn = {r["train"] for by_seed in found.values() for r in by_seed.values()}
     lines += ["", f"Train rows: {'; '.join(sorted(drawn))}."]
     return "\n".join(lines)
-
-
-def draw(path: Path, page: Path) -> None:
-    """Put the table between its marks on the page."""
-    text = page.read_text(encoding="utf8")
-    before, rest = text.split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{table(path)}\n\n{END}{rest.split(END)[1]}", encoding="utf8")
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.5f}" + (f" ± {stdev(values):.5f}" if len(values) > 1 else "")
 
 
 def main() -> None:
@@ -311,8 +300,8 @@ def main() -> None:
             print(line, flush=True)
             with args.out.open("a", encoding="utf8") as file:
                 file.write(line + "\n")
-            draw(args.out, args.page)
-    draw(args.out, args.page)
+            pages.put(table(args.out), args.page, BEGIN, END)
+    pages.put(table(args.out), args.page, BEGIN, END)
 
 
 if __name__ == "__main__":

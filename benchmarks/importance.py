@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pages
 import torch
 
 import recstack as rs
@@ -106,9 +107,8 @@ def main() -> None:
         record = measure(args.seed, args.epochs, args.data_dir)
         with args.out.open("a", encoding="utf8") as file:
             file.write(json.dumps(record) + "\n")
-    before, rest = args.page.read_text(encoding="utf8").split(BEGIN)
     newest = json.loads(args.out.read_text(encoding="utf8").splitlines()[-1])
-    args.page.write_text(f"{before}{BEGIN}\n\n{table(newest)}\n\n{END}{rest.split(END)[1]}", encoding="utf8")
+    pages.put(table(newest), args.page, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pages
 import torch
 
 import recstack as rs
@@ -124,13 +125,6 @@ def table(path: Path) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, page: Path) -> None:
-    """Put the table between its marks on the page."""
-    text = page.read_text(encoding="utf8")
-    before, rest = text.split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{table(path)}\n\n{END}{rest.split(END)[1]}", encoding="utf8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
@@ -151,8 +145,8 @@ def main() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with args.out.open("a", encoding="utf8") as file:
             file.write(line)
-        draw(args.out, args.page)
-    draw(args.out, args.page)
+        pages.put(table(args.out), args.page, BEGIN, END)
+    pages.put(table(args.out), args.page, BEGIN, END)
 
 
 if __name__ == "__main__":

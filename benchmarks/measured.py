@@ -12,6 +12,7 @@ from statistics import mean
 from typing import Any
 
 import frappe
+import pages
 import sequences
 
 from recstack import catalog
@@ -29,7 +30,7 @@ def accuracy(out: dict[str, list[str]]) -> None:
     """Frappe_x1, a sentence for each line of its table that is the class under its own options."""
     for label, seeds in frappe.read(frappe.RESULTS).items():
         row, records = frappe.ROWS[label], list(seeds.values())
-        auc, logloss = (frappe.spread([r[f"test_{m}"] for r in records]) for m in ("auc", "logloss"))
+        auc, logloss = (pages.spread([r[f"test_{m}"] for r in records], 5) for m in ("auc", "logloss"))
         where = "Frappe_x1" if label == row.model else f"Frappe_x1 as {label}"
         out[row.model].append(f"{where}: test AUC {auc}, logloss {logloss} ({_seeds(len(records))})")
 
@@ -39,7 +40,7 @@ def behaviour(out: dict[str, list[str]]) -> None:
     for r in lines("behaviour"):
         found[r["model"], r["data"]][r["seed"]] = r
     for (model, data), seeds in found.items():
-        gauc = frappe.spread([r["test_gauc"] for r in seeds.values()])
+        gauc = pages.spread([r["test_gauc"] for r in seeds.values()], 5)
         out["TextMLP" if model == "MLP" else model].append(f"{data}: test GAUC {gauc} ({_seeds(len(seeds))})")
 
 
@@ -64,7 +65,7 @@ def sequences_(out: dict[str, list[str]]) -> None:
     """Full rankings of sequences; a line that is the class under other options says its name."""
     for (data, label), seeds in sequences.read(sequences.RESULTS).items():
         model, metric = sequences.MODELS[label][0], "mrr@20" if data == "diginetica" else "ndcg@10"
-        value = frappe.spread([r[f"test_{metric}"] for r in seeds.values()])
+        value = pages.spread([r[f"test_{metric}"] for r in seeds.values()], 5)
         where = data if label == model else f"{data} as {label}"
         out[model].append(f"{where}: test {metric} {value} ({_seeds(len(seeds))})")
 

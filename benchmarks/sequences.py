@@ -26,10 +26,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
+import pages
 import polars as pl
 import torch
 
@@ -265,24 +266,13 @@ def table(path: Path) -> str:
         ]
         for name, by_seed in records.items():
             runs = [by_seed[seed] for seed in sorted(by_seed)]
-            cells = [name, " ".join(map(str, sorted(by_seed))), spread([r[f"valid_{names[1]}"] for r in runs])]
-            cells += [spread([r[f"test_{metric}"] for r in runs]) for metric in names]
+            cells = [name, " ".join(map(str, sorted(by_seed))), pages.spread([r[f"valid_{names[1]}"] for r in runs])]
+            cells += [pages.spread([r[f"test_{metric}"] for r in runs]) for metric in names]
             cells.append(" / ".join(f"{v:.4f}" for v in PUBLISHED.get((data, name), ())))
             cells += [f"{runs[0]['parameters']:,}", " ".join(f"{r['best_epoch']} of {r['epochs']}" for r in runs)]
             lines.append("| " + " | ".join([*cells, f"{mean(r['seconds'] for r in runs):.0f}"]) + " |")
         lines.append("")
     return "\n".join(lines).strip()
-
-
-def draw(path: Path, page: Path) -> None:
-    """Put the tables between their marks on the page."""
-    text = page.read_text(encoding="utf8")
-    before, rest = text.split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{table(path)}\n\n{END}{rest.split(END)[1]}", encoding="utf8")
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def main() -> None:
@@ -311,8 +301,8 @@ def main() -> None:
             print(line, flush=True)
             with args.out.open("a", encoding="utf8") as file:
                 file.write(line + "\n")
-            draw(args.out, args.page)
-    draw(args.out, args.page)
+            pages.put(table(args.out), args.page, BEGIN, END)
+    pages.put(table(args.out), args.page, BEGIN, END)
 
 
 if __name__ == "__main__":
