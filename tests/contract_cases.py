@@ -55,6 +55,18 @@ def surroundings(model):
     model.given.copy_((ids + torch.arange(model.given.shape[1])).sin())
 
 
+def preferences(model):
+    """DropoutNet's given vectors: the planted world's own."""
+    world, more = testing.World(model.schema), model.items.shape[1] - 2
+    one = torch.ones(len(model.users))
+    for own, parts in (
+        (model.users, [one, 2 * world.side[world.user]]),
+        (model.items, [world.quality, world.side[world.item]]),
+    ):
+        own.copy_(torch.nn.functional.pad(torch.stack(parts, 1).float(), (0, more)))
+        own[0] = 0
+
+
 # PinSage takes what items are from the catalogue, and of users it reads the history alone.
 _KEPT = {IDS.item, *(h.name for h in IDS.histories)}
 UNREAD_ITEMS = tuple(f.name for f in testing.schema().features if f.name not in _KEPT)
@@ -875,6 +887,11 @@ CASES = [
         band=0.2,
         prepare=surroundings,
         unread=UNREAD_ITEMS,
+    ),
+    Case(
+        retrieval.DropoutNet,
+        {"dim": 8, "width": 6, "hidden": (32, 16), "dropout": 0.2},
+        prepare=preferences,
     ),
     Case(
         retrieval.UltraGCN,

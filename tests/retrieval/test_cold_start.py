@@ -1,0 +1,85 @@
+"""Retrievers for users and items that training has not met: their equations, and that content answers for both."""
+
+import numpy as np
+import pytest
+import torch
+
+import recstack as rs
+from recstack.data import Requests
+
+FEATURES = [
+    rs.Categorical("user", "user"),
+    rs.Categorical("item", "item"),
+    rs.Categorical("kind", "item"),
+    rs.History("past", of=("item", "kind"), max_len=10),
+]
+COLD_USERS, COLD_ITEMS = range(60, 70), range(30, 40)
+
+
+def world(seed=0, users=70, items=40, each=8):
+    """Two camps: users choose items of their parity, which is the items' kind. An encoder of all of it, and what is warm."""
+    rng = np.random.default_rng(seed)
+    user = np.repeat(np.arange(users), each)
+    item = np.concatenate([rng.permutation(items // 2)[:each] * 2 + u % 2 for u in range(users)])
+    data = {"user": user, "item": item, "kind": item % 2, "at": np.tile(np.arange(each), users)}
+    log = rs.Log(data, rs.Schema(FEATURES, [rs.Task("click")], time="at"), implicit=True).with_histories()
+    warm = log.select((user < COLD_USERS[0]) & (item < COLD_ITEMS[0]))
+    return rs.Encoder(log.schema).fit(log), warm, log
+
+
+def camps(model, encoder, log, items=None, k=5):
+    """The share of proposals to cold users, at their last event, that are of their own camp; of given items alone."""
+    columns = encoder.encode(log)
+    last = np.flatnonzero((log.events["user"].to_numpy() >= COLD_USERS[0]) & (log.events["at"].to_numpy() == 7))
+    asked = Requests.of(columns, last)
+    asked = Requests(asked.batch, np.ones(len(last), np.int64), (np.zeros(len(last) + 1, np.int64), asked.seen[1][:0]))
+    asked.batch["user"] = torch.ones_like(asked.batch["user"])  # whoever is new has the id of the unknown
+    where = None
+    if items is not None:
+        where = torch.zeros(encoder.catalog.size, dtype=torch.bool)
+        where[torch.from_numpy(encoder.encode_values("item", list(items))).long()] = True
+    found = model.recommend(asked, k, exclude_seen=False, where=where)
+    assert found.mask.all()
+    kind = encoder.decode("item", found.ids.numpy().ravel()).astype(int) % 2
+    return float((kind == np.repeat(log.events["user"].to_numpy()[last] % 2, k)).mean())
+
+
+# -- DropoutNet ---------------------------------------------------------------------------------------------------------
+def dropout_net(encoder, warm, **options):
+    factors = rs.retrieval.iALS(encoder.schema, dim=4, iterations=3, unobserved=0.3).fit(encoder.encode(warm))
+    return rs.retrieval.DropoutNet(encoder.schema, dim=4, width=4, hidden=(16,), **options).pretrain(factors), factors
+
+
+def test_dropout_net_learns_the_scores_it_was_given():
+    encoder, warm, _ = world()
+    model, factors = dropout_net(encoder, warm, dropout=0.0)
+    batch = encoder.encode(warm).batch(np.arange(6))
+    wanted = (factors.users[batch["user"]] * factors.items[batch["item"][:, 0]]).sum(1)
+    score = torch.einsum(
+        "rkd,rd->r", model.user_vectors(batch), model.item_vectors({n: batch[n][:, 0] for n in ("item", "kind")})
+    )
+    expected = ((score.detach().numpy() - wanted) ** 2).mean()
+    np.testing.assert_allclose(model.losses(batch)["preferences"].item(), expected, rtol=1e-5)
+
+
+def test_dropout_net_answers_for_new_users_and_new_items():
+    encoder, warm, log = world()
+    model, _ = dropout_net(encoder, warm)
+    torch.manual_seed(0)
+    model.fit(encoder.encode(warm), epochs=8, lr=0.01, progress=False)
+    assert not model.items[torch.from_numpy(encoder.encode_values("item", list(COLD_ITEMS))).long()].any()
+    assert camps(model, encoder, log) > 0.9
+    assert camps(model, encoder, log, COLD_ITEMS) > 0.9
+    batch = Requests.of(encoder.encode(log), np.array([3, 7])).batch | {"user": torch.tensor([1, 1])}
+    known = [v[v.any(-1)] for v in (model.items[b.long()] for b in batch["item@past"])]  # new items say nothing
+    mean = torch.stack([v.mean(0) for v in known])
+    torch.testing.assert_close(model.user_vectors(batch), model._user(batch, mean))
+
+
+def test_dropout_net_says_what_is_missing():
+    encoder, warm, _ = world()
+    model = rs.retrieval.DropoutNet(encoder.schema, dim=4)
+    with pytest.raises(rs.TrainingError, match="no preference vectors"):
+        model.fit(encoder.encode(warm), epochs=1, progress=False)
+    with pytest.raises(rs.ConfigError, match=r"needs users of shape \[72, 4\]"):
+        model.pretrain(rs.retrieval.iALS(encoder.schema, dim=3, iterations=1).fit(encoder.encode(warm)))
