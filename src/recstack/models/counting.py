@@ -81,6 +81,14 @@ def item_values(catalog: ItemStore, feature: Feature) -> Sparse:
     return Sparse(offsets, value.astype(np.int32), width, count.astype(np.float32))
 
 
+def value_table(catalog: ItemStore, feature: Feature) -> np.ndarray:
+    """The values of an embedded item feature, each once, side by side: int64 [N, V], 0 behind the last; see `item_values`."""
+    values = item_values(catalog, feature)
+    table = np.zeros((values.height, int(values.counts.max(initial=0))), np.int64)
+    table[values.rows, np.arange(len(values.columns)) - np.repeat(values.offsets[:-1], values.counts)] = values.columns
+    return table
+
+
 def answer(ids: np.ndarray, scores: np.ndarray, found: np.ndarray) -> tuple[Tensor, Tensor]:
     """What a kernel found, as `search` gives it back: -inf where there is nothing."""
     scores[np.arange(ids.shape[1]) >= found[:, None]] = -np.inf
