@@ -8,7 +8,7 @@ from recstack import testing
 from recstack.models import multidomain, multitask, pre_ranking, ranking, reranking, retrieval
 from recstack.models.ranking.xdeepfm import xDeepFM
 from recstack.nn.sequence.target_attention import TargetAttention
-from recstack.schema import Task
+from recstack.schema import History, Task
 from recstack.testing import Case
 
 FUNNEL = (
@@ -70,6 +70,11 @@ def preferences(model):
 # PinSage takes what items are from the catalogue, and of users it reads the history alone.
 _KEPT = {IDS.item, *(h.name for h in IDS.histories)}
 UNREAD_ITEMS = tuple(f.name for f in testing.schema().features if f.name not in _KEPT)
+
+# What was clicked, what was shown and not clicked, what was disliked.
+FEEDBACK = IDS.replace(
+    features=[*IDS.features, *(History(name, of=(IDS.item,), max_len=6) for name in ("passed", "disliked"))]
+)
 
 WALKS = {
     "dim": 8,
@@ -856,6 +861,22 @@ CASES = [
         },
         band=0.5,
         unread=("user_id", "genre", "title", "price", "image"),
+    ),
+    Case(
+        retrieval.DFN,
+        {
+            "feedback": ("watched", "passed", "disliked"),
+            "dim": 6,
+            "width": 8,
+            "heads": 4,
+            "hidden": (12, 8),
+            "temperature": 0.2,
+            "triplet": 0.5,
+            "margin": 0.2,
+            "dropout": 0.1,
+        },
+        FEEDBACK,
+        lists=5,
     ),
     Case(
         retrieval.LightGCN,
