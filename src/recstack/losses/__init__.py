@@ -21,7 +21,24 @@ from recstack.losses.links import product_logit
 from recstack.losses.listwise import listnet, softmax
 from recstack.losses.pairwise import bpr, pairwise_hinge, pairwise_logistic
 from recstack.losses.pointwise import bce, cross_entropy, huber, mae, mse, weighted_logistic
-from recstack.losses.sampled import bpr_max, drawn_scores, full_softmax, gbce, in_batch_softmax, sampled_softmax
+from recstack.losses.sampled import (
+    bpr_max,
+    drawn_scores,
+    full_softmax,
+    gbce,
+    in_batch_scores,
+    in_batch_softmax,
+    sampled_softmax,
+)
+from recstack.losses.similarity import (
+    category_alignment,
+    cosine_contrastive,
+    direct_au,
+    first_of_each,
+    hardest_others,
+    nce,
+    triplet,
+)
 
 #: Every loss that a name can choose; those that need to know more (gbce, bpr_max, in_batch_softmax, full_softmax) are called.
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -52,15 +69,20 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 OF_LISTS = frozenset(
     f.__name__ for f in (bce_pairwise, bpr, jrc, listnet, pairwise_hinge, pairwise_logistic, sampled_softmax, softmax)
 )
-GIVEN = {"score", "label", "where", "weight", "log_q", "counts", "values"}  # arguments that come with the data
+# Arguments that come with the data.
+GIVEN = {"score", "label", "where", "weight", "log_q", "counts", "values", "user", "item", "user_ids", "item_ids"}
+#: Those that a two-tower model can choose by name.
+OF_TOWERS: dict[str, Callable[..., Tensor]] = {
+    loss.__name__: loss for loss in (cosine_contrastive, direct_au, nce, sampled_softmax, triplet)
+}
 #: The options of each loss.
-OPTIONS = {name: frozenset(inspect.signature(loss).parameters) - GIVEN for name, loss in LOSSES.items()}
+OPTIONS = {name: frozenset(inspect.signature(loss).parameters) - GIVEN for name, loss in (LOSSES | OF_TOWERS).items()}
 
 Choice = str | tuple[str, Mapping[str, Any]] | Callable[..., Tensor]
 
 
-def get(loss: Choice) -> Callable[..., Tensor]:
-    """The loss of that name, or of a name and its options; a function is returned as it is.
+def get(loss: Choice, known: Mapping[str, Callable[..., Tensor]] = LOSSES) -> Callable[..., Tensor]:
+    """The loss of that name among the `known`, or of a name and its options; a function is returned as it is.
 
     Raises ConfigError, with a guess, for a name or an option that does not exist.
 
@@ -77,12 +99,12 @@ pairwise_logistic, sampled_softmax, softmax, wasserstein, weighted_logistic.
     if callable(loss):
         return loss
     name, options = (loss, {}) if isinstance(loss, str) else _named(loss)
-    if name not in LOSSES:
-        raise unknown("loss", name, LOSSES)
+    if name not in known:
+        raise unknown("loss", name, known)
     for option in options:
         if option not in OPTIONS[name]:
             raise unknown(f"option of the loss {name!r}", option, OPTIONS[name])
-    return functools.partial(LOSSES[name], **options) if options else LOSSES[name]
+    return functools.partial(known[name], **options) if options else known[name]
 
 
 def _named(loss: Any) -> tuple[str, Mapping[str, Any]]:
@@ -94,21 +116,28 @@ def _named(loss: Any) -> tuple[str, Mapping[str, Any]]:
 __all__ = [
     "LOSSES",
     "OF_LISTS",
+    "OF_TOWERS",
     "OPTIONS",
     "bce",
     "bce_pairwise",
     "bpr",
     "bpr_max",
+    "category_alignment",
+    "cosine_contrastive",
     "cross_entropy",
+    "direct_au",
     "drawn_scores",
     "expected_value",
+    "first_of_each",
     "focal",
     "full_softmax",
     "gbce",
     "get",
     "ghm",
     "gradient_counts",
+    "hardest_others",
     "huber",
+    "in_batch_scores",
     "in_batch_softmax",
     "jrc",
     "js",
@@ -116,12 +145,14 @@ __all__ = [
     "listnet",
     "mae",
     "mse",
+    "nce",
     "pairwise_hinge",
     "pairwise_logistic",
     "product_logit",
     "sampled_softmax",
     "softmax",
     "spread",
+    "triplet",
     "wasserstein",
     "weighted_logistic",
 ]

@@ -98,8 +98,8 @@ def in_batch_softmax(
         item: [B, D], the positive of each row; item_ids: [B].
         log_q: [B], log probability that the item is drawn; without it popular items are punished for being popular.
         temperature: divides the inner products; may be a learned tensor.
-        extra_item: [M, D] more negatives for every row (mixed negative sampling), with extra_ids [M] and, beside
-            log_q, extra_log_q [M]. With B drawn by popularity p and M uniformly from N items, q of either kind is
+        extra_item: [M, D] more negatives for every row (mixed negative sampling), with extra_ids [M], 0 where there is
+            none, and, beside log_q, extra_log_q [M]. With B drawn by popularity p and M uniformly from N items, q of either kind is
             (B·p + M/N) / (B + M).
         seen: (offsets [B + 1], ids [n]), the known positives of each row.
         where: [B]; a dead row is neither a row nor a column. weight: [B].
@@ -112,6 +112,49 @@ def in_batch_softmax(
     >>> in_batch_softmax(user, item, torch.tensor([7, 7, 7]))  # the other rows are the same item: nothing to win
     tensor(0.)
     """
+    score, kept = in_batch_scores(
+        user,
+        item,
+        item_ids,
+        log_q=log_q,
+        temperature=temperature,
+        extra_item=extra_item,
+        extra_ids=extra_ids,
+        extra_log_q=extra_log_q,
+        seen=seen,
+        where=where,
+    )
+    weight = torch.ones_like(score[:, 0]) if weight is None else weight
+    weight = weight if where is None else torch.where(where, weight, 0)
+    logit = score.masked_fill(~kept, torch.finfo(score.dtype).min)
+    return weighted_mean(logit.logsumexp(-1) - logit.diagonal(), weight)
+
+
+@full_precision
+def in_batch_scores(
+    user: Tensor,
+    item: Tensor,
+    item_ids: Tensor,
+    *,
+    log_q: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    extra_item: Tensor | None = None,
+    extra_ids: Tensor | None = None,
+    extra_log_q: Tensor | None = None,
+    seen: tuple[Tensor, Tensor] | None = None,
+    where: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The scores of `in_batch_softmax`, as lists for other losses; the arguments are the same.
+
+    Returns:
+        score [B, B + M], the row's own item in column i of row i; where [B, B + M], False for what leaves the list.
+
+    >>> score, where = in_batch_scores(torch.eye(3), torch.eye(3), torch.tensor([7, 8, 7]))
+    >>> where
+    tensor([[ True,  True, False],
+            [ True,  True,  True],
+            [False,  True,  True]])
+    """
     if (extra_item is None) != (extra_ids is None):
         raise ConfigError("In-batch softmax needs extra_item and extra_ids together. Give both or neither.")
     if (extra_log_q is None) != (log_q is None or extra_item is None):
@@ -119,9 +162,7 @@ def in_batch_softmax(
             "In-batch softmax corrects all columns or none. Give extra_log_q beside log_q and extra_item."
         )
     rows = item.shape[0]
-    ones = torch.ones(rows, dtype=item.dtype, device=item.device)
-    live = ones.bool() if where is None else where
-    weight = torch.where(live, ones if weight is None else weight, 0)
+    live = torch.ones_like(item_ids, dtype=torch.bool) if where is None else where
     user = torch.where(live.reshape(-1, *[1] * (user.dim() - 1)), user, 0)
     item = torch.where(live.unsqueeze(-1), item, 0)
     if user.dim() == 3:
@@ -131,18 +172,18 @@ def in_batch_softmax(
     columns, ids = item, item_ids
     if extra_item is not None and extra_ids is not None:
         columns, ids = torch.cat([item, extra_item]), torch.cat([item_ids, extra_ids])
-    logit = user @ columns.T / temperature  # [B, B + M]
+    score = user @ columns.T / temperature  # [B, B + M]
     if log_q is not None:
         log_q = torch.where(live, log_q, 0)
-        logit = logit - (log_q if extra_log_q is None else torch.cat([log_q, extra_log_q]))
+        score = score - (log_q if extra_log_q is None else torch.cat([log_q, extra_log_q]))
 
     out = ids == item_ids.unsqueeze(-1)
     if seen is not None:
         out |= _columns_seen(seen, ids, rows)
     out[:, :rows] |= ~live
+    out[:, rows:] |= ids[rows:] == 0
     out[:, :rows].fill_diagonal_(False)
-    logit = logit.masked_fill(out, torch.finfo(logit.dtype).min)
-    return weighted_mean(logit.logsumexp(-1) - logit.diagonal(), weight)
+    return score, ~out
 
 
 @full_precision
