@@ -11,11 +11,11 @@ from recstack import losses
 from recstack.features.columns import column
 from recstack.features.tasks import target
 from recstack.models.base import Batch
-from recstack.schema import Schema
+from recstack.schema import Schema, Task
 
 
 class Shown(NamedTuple):
-    """The candidates of a batch, all ``[R, L]``: int64 ids, the first task's label, which cells are live, weights or None."""
+    """The candidates of a batch, all ``[R, L]``: int64 ids, a task's label, which cells are live, weights or None."""
 
     ids: Tensor
     label: Tensor
@@ -23,10 +23,10 @@ class Shown(NamedTuple):
     weight: Tensor | None
 
 
-def shown(batch: Batch, schema: Schema) -> Shown:
-    """The candidates of a batch; those out of vocabulary are not live."""
+def shown(batch: Batch, schema: Schema, task: Task | None = None) -> Shown:
+    """The candidates of a batch, by `task` or the schema's first; those out of vocabulary are not live."""
     ids = column(batch, schema.item).long()  # type: ignore[arg-type]
-    label, where, weight = target(batch, schema, schema.tasks[0])
+    label, where, weight = target(batch, schema, task or schema.tasks[0])
     return Shown(ids, label, where & (ids > 1), weight)
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from recstack.errors import unknown
 from recstack.features import FirstOrder, Heads, Inputs
 from recstack.models.base import Model
-from recstack.nn.mlp import MLP, linear
+from recstack.nn.interaction.importance import FieldImportance
+from recstack.nn.mlp import MLP
 from recstack.schema import Schema
 
 KINDS = ("all", "each", "interaction")
@@ -63,29 +64,16 @@ class FiBiNET(Model):
         self.first_order = FirstOrder(schema)
         self.inputs = Inputs(schema, dim, stacked=True)
         fields = self.inputs.fields
-        self.importance = _Importance(fields, reduction)
+        self.importance = FieldImportance(fields, reduction)
         self.bilinear = _Bilinear(fields, dim, bilinear)
         self.mlp = MLP(fields * (fields - 1) * dim, hidden, norm=norm, dropout=dropout)
         self.heads = Heads(schema, self.mlp.width)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         fields = self.inputs(batch).stack()  # [R, L, F, D]
-        weighed = fields * self.importance(fields).to(fields.dtype).unsqueeze(-1)
+        weighed = fields * self.importance(fields.float().mean(-1)).to(fields.dtype).unsqueeze(-1)
         pairs = torch.cat([self.bilinear(fields), self.bilinear(weighed)], -1)
         return self.heads(self.mlp(pairs, batch.get("@mask")), plus=self.first_order(batch))
-
-
-class _Importance(nn.Module):
-    """Squeeze and excitation: a weight of at least 0 for each field, ``[..., F, D] → [..., F]``."""
-
-    def __init__(self, fields: int, reduction: int):
-        super().__init__()
-        between = max(1, fields // reduction)
-        self.squeeze = linear(fields, between, bias=False)
-        self.excite = linear(between, fields, bias=False)
-
-    def forward(self, fields: Tensor) -> Tensor:
-        return self.excite(self.squeeze(fields.float().mean(-1)).relu()).relu()
 
 
 class _Bilinear(nn.Module):

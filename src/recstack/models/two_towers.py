@@ -1,0 +1,105 @@
+"""What two-tower retrievers share: the towers, and the rows that they learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recstack.errors import SchemaError
+from recstack.features import Inputs
+from recstack.features.inputs import Slots
+from recstack.nn.interaction.importance import FieldImportance
+from recstack.nn.sequence import Pooling
+from recstack.nn.tower import Tower
+from recstack.schema import Schema, Task
+
+USER = ("user", "context", "domain", "history")
+PAIRS = "pair"  # what is known of a user and an item together is known to neither tower
+
+
+class Towers(nn.Module):
+    """A user tower and an item tower over shared tables; either gives vectors of length 1, in float32.
+
+    Args:
+        schema: a fitted schema with features of a user and of items.
+        dim: embedding width.
+        hidden: widths of both towers; the last is D.
+        history: pooling of histories, by name or class; not one that looks at the target.
+        dropout: in the towers.
+        senet: features are weighed by `FieldImportance`, beside what they are: :math:`(1 + a_f)\\, e_f`.
+        more: widths of what `user` and `item` are given beside the batch.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        dim: int,
+        hidden: Sequence[int],
+        *,
+        history: str | Callable[..., Pooling] = "mean",
+        dropout: float = 0.0,
+        senet: bool = False,
+        more: tuple[int, int] = (0, 0),
+    ):
+        super().__init__()
+        own = schema.without(*[f.name for f in schema.fields if f.role == PAIRS])
+        self.inputs = Inputs(own, dim, history=history, std=0.02)
+        self.of_user = Tower(self.inputs.width(*USER) + more[0], hidden, dropout=dropout)
+        self.of_item = Tower(self.inputs.width("item") + more[1], hidden, dropout=dropout)
+        self.user_fields = FieldImportance(len(self._names(*USER))) if senet else None
+        self.item_fields = FieldImportance(len(self._names("item"))) if senet else None
+
+    def user(self, batch: Mapping[str, Tensor], more: Tensor | None = None) -> Tensor:
+        """``[R, D]``; `more` ``[R, width]``."""
+        x = self._flat(self.inputs(batch, *USER), self.user_fields, USER, more)
+        return self.of_user(x).squeeze(-2)
+
+    def item(self, batch: Mapping[str, Tensor], more: Tensor | None = None) -> Tensor:
+        """``[R, L, D]`` of candidates, ``[N, D]`` of items that stand alone."""
+        x = self._flat(self.inputs(batch, "item"), self.item_fields, ("item",), more)
+        return self.of_item(x).squeeze(-2)
+
+    def _names(self, *roles: str) -> list[str]:
+        return [name for name in self.inputs.widths if self.inputs.roles[name] in roles]
+
+    def _flat(
+        self, slots: Slots, importance: FieldImportance | None, roles: tuple[str, ...], more: Tensor | None
+    ) -> Tensor:
+        if importance is None:
+            x = slots.flat()
+        else:
+            fields = [slots[name] for name in self._names(*roles)]
+            a = 1 + importance(torch.stack([e.float().mean(-1) for e in fields], -1))
+            x = torch.cat([e * a[..., i : i + 1].to(e.dtype) for i, e in enumerate(fields)], -1)
+        return x if more is None else torch.cat([x, more.to(x.dtype)], -1)
+
+
+def task_of(schema: Schema, name: str | None) -> Task:
+    """The task that a tower learns: `name`, or the schema's first.
+
+    Raises:
+        SchemaError: there is none.
+    """
+    if not schema.tasks:
+        raise SchemaError("A tower learns which items are chosen; declare a task, as in Task('click').")
+    return schema.tasks[0] if name is None else schema.task(name)
+
+
+def chosen_only(train: Any, task: Task) -> Any:
+    """The rows that were chosen, as an implicit log's, whose negatives are drawn from the catalogue.
+
+    What was shown and not chosen is left out: as negatives it makes a retriever worse (Huang et al., KDD 2020, section
+    4.1.1). Lists stay as they are: there the candidates with label 0 are the negatives.
+    """
+    if train.has_lists:
+        return train
+    label = train.labels.get(task.column)
+    rows = np.ones(train.n_rows, bool) if label is None or train.implicit else label > 0
+    found = train.select(np.flatnonzero(rows))
+    found.schema = found.schema.without(*[f.name for f in found.schema.by_role(PAIRS)])
+    found.implicit = True
+    return found
