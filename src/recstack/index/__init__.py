@@ -4,5 +4,6 @@ from recstack.index.base import Index
 from recstack.index.exact import Exact
 from recstack.index.faiss import Faiss
 from recstack.index.rows import Rows
+from recstack.index.tags import TagIndex, ecpm_queue, look_alike, queue_recall
 
-__all__ = ["Exact", "Faiss", "Index", "Rows"]
+__all__ = ["Exact", "Faiss", "Index", "Rows", "TagIndex", "ecpm_queue", "look_alike", "queue_recall"]
