@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from recstack import losses
 from recstack.features import tasks
@@ -61,6 +61,8 @@ class SimGCL(Smoothed):
         weight_decay: float = 1e-4,
     ):
         super().__init__(schema, dim, layers, weight_decay)
+        for table in (self.users, self.items):
+            nn.init.xavier_uniform_(table.weight[1:])  # short vectors: the noise has a length of its own
         self.layers, self.contrast, self.noise, self.temperature = layers, contrast, noise, temperature
 
     def propagate(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
