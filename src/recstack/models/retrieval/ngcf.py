@@ -28,8 +28,9 @@ class NGCF(Smoothed):
     Trained with the paper's Adam and one negative, in batches of 1024 at learning rate 0.0001, unless `fit` is told
     otherwise. A user is an id here: a user whom training has not met is refused, in one sentence.
 
-    Departs from the paper: no node dropout, which its Gowalla run does not use; each layer's vectors are scaled to length 1
-    before they are put side by side, as in the authors' code.
+    Departs from the paper: no node dropout, which its Gowalla run does not use; only the batch's initial vectors are
+    decayed, no matrices; each layer's vectors are scaled to length 1 before they are put side by side, as in the authors'
+    code. That code has biases, a LeakyReLU for each of the two terms, and the mean over a node and its neighbours for p.
 
     Args:
         schema: a fitted schema with a user and an item key; other features are not read.
