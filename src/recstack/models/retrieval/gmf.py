@@ -28,7 +28,8 @@ class GMF(Retriever):
     .. math:: s(u, i) = h^\top (p_u \odot q_i), \qquad L = -\sum y \log \sigma(s) + (1 - y) \log(1 - \sigma(s))
 
     Still an inner product, of :math:`h \odot p_u` and :math:`q_i`. Trained with the paper's Adam and four negatives drawn anew
-    for each positive in each epoch, in batches of 256 positives, unless `fit` is told otherwise.
+    for each positive in each epoch, in batches of 256 positives (in the authors' code 256 of both), unless `fit` is told
+    otherwise.
 
     A user is an id here: a user whom training has not met is refused, in one sentence.
 

@@ -23,7 +23,8 @@ class GRU4Rec(NextItem):
     paper (Hidasi and Karatzoglou, CIKM 2018, https://arxiv.org/abs/1706.03847).
 
     Departs from the paper: gradients go through the whole history, of each user at once, where it goes through single
-    steps of sessions side by side; items have no bias; drawn items are not joined by those of other sessions.
+    steps of sessions side by side; items have no bias; drawn items are not joined by those of other sessions;
+    initial embeddings are normal, of deviation 0.1.
 
     Args:
         schema: a fitted schema with a History.

@@ -31,8 +31,8 @@ class NeuMF(Retriever):
 
     ``dim=0`` leaves the product out: the paper's MLP. A network scores the pair, so there are no vectors to index, and
     `recommend` scores every item. Trained with the paper's Adam and four negatives drawn anew for each positive in each
-    epoch, in batches of 256 positives, unless `fit` is told otherwise; the paper's best results start from two trained parts,
-    by `pretrain`, and go on with plain SGD.
+    epoch, in batches of 256 positives (in the authors' code 256 of both), unless `fit` is told otherwise; the paper's best
+    results start from two trained parts, by `pretrain`, and go on with plain SGD.
 
     A user is an id here: a user whom training has not met is refused, in one sentence.
 

@@ -26,7 +26,7 @@ class SASRec(NextItem):
 
     Departs from the paper: the loss is a softmax over the whole catalogue, which all recent reproductions found better
     than one negative per positive (``loss="bce"`` is the paper's; "gbce" is Petrov and Macdonald's, RecSys 2023).
-    Positions count from the most recent step.
+    Positions count from the most recent step, and heads are put together by a matrix.
 
     Args:
         schema: a fitted schema with a History.

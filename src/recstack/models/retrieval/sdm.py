@@ -30,8 +30,9 @@ class SDM(ReadsPrefixes):
     History has to be `timed`) or after `session` steps. s reads the session of the newest step, p the steps before that
     session. e_u is of attributes of the user (not the id). Every prefix is trained, in one pass.
 
-    Departs from the paper: a step attends to earlier ones of its session only, so that prefixes share it; p reads all
-    that the history keeps instead of a week; the next item is the target, not the next five.
+    Departs from the paper: p reads all that the history keeps instead of a week; the next item is the target, not the next
+    five, and looked for among the vectors that the history reads. As in the authors' code, a step attends to earlier ones of
+    its session only, and the attention has a residual and layer normalisation.
 
     Args:
         schema: a fitted schema with a History.

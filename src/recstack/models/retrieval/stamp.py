@@ -22,7 +22,8 @@ class STAMP(ReadsPrefixes):
         h_t = \tanh(W_t e_T + b_t), \qquad s_i = \langle h_s \odot h_t, e_i \rangle
 
     The history ``[R, T]``; item ids only. Every prefix is trained, in one pass, whose memory grows with ``T²``: for
-    sessions and short histories. Departs from the paper: no sigmoid between the product and the softmax over all items.
+    sessions and short histories. Departs from the paper: no sigmoid between the product and the softmax over all items; initial
+    embeddings have a deviation of 0.05, there of 0.002.
 
     Args:
         schema: a fitted schema with a History.
