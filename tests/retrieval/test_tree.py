@@ -1,0 +1,116 @@
+"""TDM: the tree, the windows, and a search that is brute force where its beam is wide enough."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import recstack as rs
+from recstack.errors import SchemaError
+from recstack.kernels.tree import balanced_order, height, slots
+from recstack.models.structure import factors
+from recstack.nn.sequence.windows import Windows
+from recstack.testing.worlds import communities
+
+
+@pytest.fixture(scope="module")
+def world():
+    return communities(users=300, items=50)
+
+
+@pytest.fixture(scope="module")
+def model(world):
+    torch.manual_seed(0)
+    encoder = rs.Encoder(world.log.schema).fit(world.log)
+    model = rs.retrieval.TDM(encoder.schema, dim=8, hidden=(16, 8), windows=(1, 2, 3), leaf_negatives=8, beam=4)
+    return model.fit(world.log, epochs=8, lr=0.03, batch_size=32, progress=False)
+
+
+def test_clusters_hang_together_and_every_node_has_two_even_halves():
+    g = torch.Generator().manual_seed(0)
+    middle = 10 * torch.eye(4)
+    cluster = torch.arange(36) % 4
+    order = balanced_order(middle[cluster] + 0.1 * torch.randn(36, 4, generator=g))
+    assert order.sort().values.tolist() == list(range(36))
+    assert all(len(part.unique()) == 1 for part in cluster[order].split(9))
+    for n in (2, 5, 36, 64):
+        for above in range(1, height(n) + 1):
+            under = torch.bincount(slots(n) >> above - 1, minlength=2 ** (height(n) - above + 1)).view(-1, 2)
+            assert (under[:, 0] - under[:, 1]).abs().max() <= 1
+            assert under.sum(1).min() >= 1
+
+
+def test_windows_are_the_slow_loop():
+    x, mask = torch.randn(2, 7, 3), torch.arange(7) < torch.tensor([[7], [3]])
+    block, sizes = Windows((1, 2, 3)), (1, 2, 3)
+    found, last = block(x, mask), block(x, mask, torch.tensor([[7], [3]]))
+    for r, t in ((0, 6), (0, 2), (1, 2), (1, 0)):
+        newest = 0
+        for w, size in enumerate(sizes):
+            steps = [x[r, t - age] for age in range(newest, newest + size) if t >= age]
+            assert_close(found[r, t, w], torch.stack(steps).mean(0) if steps else torch.zeros(3))
+            newest += size
+    assert_close(last.squeeze(1), torch.stack([found[0, 6], found[1, 2]]))
+
+
+def test_directions_of_items_tell_the_communities(world):
+    encoder = rs.Encoder(world.log.schema).fit(world.log)
+    x = factors(encoder.encode(world.log), 4)[2:]
+    side = encoder.decode("item_id", torch.arange(2, len(x) + 2).numpy()) % 2
+    near = x @ x.T
+    same = torch.from_numpy(side[:, None] == side)
+    assert near[same].mean() > near[~same].mean() + 0.3
+
+
+def test_a_beam_as_wide_as_the_tree_is_brute_force(world, model):
+    wide, users = rs.retrieval.TDM(**(model.config | {"beam": 64})), [*world.users[0], *world.users[1]]
+    wide.load_state_dict(model.state_dict())
+    wide.profiles, model_share = model.profiles, model.measure(users, k=3)["share"]
+    found = wide.eval().recommend(users, 5)
+    score = wide.every_score(wide.requests(users))
+    offsets, seen = wide.requests(users).seen
+    for r in range(len(users)):
+        score[r, :2] = -torch.inf
+        score[r, seen[offsets[r] : offsets[r + 1]]] = -torch.inf
+    assert_close(found.scores, score.topk(5).values)
+    assert_close(wide.pair_scores(wide.requests(users), found.ids), found.scores)
+    assert wide.measure(users, k=3)["recall"] == 1.0
+    assert model_share < 0.7
+
+
+def test_finds_the_community_scores_few_and_keeps_the_tree(world, model, tmp_path):
+    users = world.users[0]
+    own = set(model.schema.encoder.encode_values("item_id", world.items[0]).tolist())
+    found = model.recommend(users, 4)
+    assert sum(i in own for i in found.ids.flatten().tolist()) > 0.9 * found.ids.numel()
+    again = rs.load(model.save(tmp_path / "tree"))
+    assert torch.equal(again.leaves, model.leaves)
+    assert torch.equal(again.recommend(users, 4).ids, found.ids)
+
+
+def test_filters_never_leave_too_few(world, model):
+    allowed = torch.zeros(model.catalog.size, dtype=torch.bool)
+    allowed[5::7] = True
+    found = model.recommend(world.users[1], 6, exclude_seen=False, where=allowed)
+    assert found.mask.all()
+    assert allowed[found.ids].all()
+
+
+def test_growing_anew_keeps_every_item_and_starts_nodes_from_their_leaves(world, model):
+    torch.manual_seed(0)
+    other = rs.retrieval.TDM(**model.config)
+    other.load_state_dict(model.state_dict())
+    other.recluster()
+    assert other.leaves[other.leaves > 0].sort().values.tolist() == list(range(2, other.catalog.size))
+    vectors = other._vectors(other.codes[2:])
+    under = other.codes[2:] >> other.height - 1 == 3
+    assert_close(other.nodes.weight[3], vectors[under].mean(0))
+
+
+def test_a_category_keeps_its_items_together(world):
+    encoder = rs.Encoder(world.log.schema).fit(world.log)
+    model = rs.retrieval.TDM(encoder.schema, dim=4, tree="genre")
+    model.prepare(encoder.encode(world.log))
+    side = encoder.decode("item_id", model.leaves[model.leaves > 0].numpy()) % 2
+    assert (side[1:] != side[:-1]).sum() <= 6  # as many changes as there are values, at most
+    with pytest.raises(SchemaError, match="shelf"):
+        rs.retrieval.TDM(encoder.schema, tree="shelf").prepare(encoder.encode(world.log))
