@@ -915,6 +915,13 @@ CASES = [
         prepare=preferences,
     ),
     Case(
+        retrieval.MeLU,
+        {"dim": 6, "hidden": (16, 8), "steps": 2, "local_lr": 0.5, "second_order": False, "queries": 3},
+        band=0.5,
+        unread=("user_id", "item_id", "title", "price", "image"),
+        exempt={"two_sides": "a network scores the pair"},
+    ),
+    Case(
         retrieval.UltraGCN,
         {
             "dim": 8,

@@ -83,3 +83,16 @@ def test_dropout_net_says_what_is_missing():
         model.fit(encoder.encode(warm), epochs=1, progress=False)
     with pytest.raises(rs.ConfigError, match=r"needs users of shape \[72, 4\]"):
         model.pretrain(rs.retrieval.iALS(encoder.schema, dim=3, iterations=1).fit(encoder.encode(warm)))
+
+
+# -- MeLU ---------------------------------------------------------------------------------------------------------------
+def test_melu_answers_for_new_users_and_new_items_from_a_history():
+    encoder, warm, log = world()
+    torch.manual_seed(0)
+    model = rs.retrieval.MeLU(encoder.schema, dim=8, hidden=(16,))
+    model.fit(encoder.encode(warm), epochs=20, lr=0.01, progress=False)
+    assert camps(model, encoder, log) > 0.9
+    assert camps(model, encoder, log, COLD_ITEMS) > 0.9
+    requests = model.requests([3, 4])
+    found = model.recommend(requests, 4)
+    torch.testing.assert_close(model.pair_scores(requests, found.ids), found.scores)

@@ -154,7 +154,8 @@ class DropoutNet(Retriever):
         return self.user_tower(torch.cat(parts, -1)).unsqueeze(1)
 
     def _item(self, batch: Batch, preferences: Tensor) -> Tensor:
-        return self.item_tower(torch.cat([preferences, *self._content(batch, "item")], -1))
+        content = [x.view(*preferences.shape[:-1], -1) for x in self._content(batch, "item")]
+        return self.item_tower(torch.cat([preferences, *content], -1))
 
     def _content(self, batch: Batch, *roles: str) -> list[Tensor]:
         return [self.inputs(batch, *roles).flat()] if self.inputs is not None and self.inputs.width(*roles) else []
