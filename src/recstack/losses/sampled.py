@@ -124,7 +124,7 @@ def in_batch_softmax(
         seen=seen,
         where=where,
     )
-    weight = torch.ones_like(score[:, 0]) if weight is None else weight
+    weight = score.new_ones(score.shape[0]) if weight is None else weight  # a batch without a positive has no columns
     weight = weight if where is None else torch.where(where, weight, 0)
     logit = score.masked_fill(~kept, torch.finfo(score.dtype).min)
     return weighted_mean(logit.logsumexp(-1) - logit.diagonal(), weight)
