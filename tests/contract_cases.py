@@ -879,6 +879,18 @@ CASES = [
         lists=5,
     ),
     Case(
+        retrieval.HierarchicalTwoTower,
+        {
+            "dim": 6,
+            "hidden": (12, 8),
+            "width": 5,
+            "aggregate": "attention",
+            "temperature": 0.2,
+            "history": "sum",
+            "dropout": 0.1,
+        },
+    ),
+    Case(
         retrieval.LightGCN,
         {"dim": 8, "layers": 2, "weight_decay": 1e-3},
         testing.keys_only(testing.schema()),
