@@ -891,6 +891,14 @@ CASES = [
         },
     ),
     Case(
+        retrieval.PolyEncoder,
+        {"dim": 8, "codes": 3, "layers": 1, "heads": 2, "dropout": 0.1, "negatives": 16},
+        IDS,
+        band=0.5,
+        unread=("user_id",),
+        exempt={"two_sides": "a candidate attends to all of its vectors; an index searches the nearest"},
+    ),
+    Case(
         retrieval.LightGCN,
         {"dim": 8, "layers": 2, "weight_decay": 1e-3},
         testing.keys_only(testing.schema()),
