@@ -37,6 +37,8 @@ class Loader:
             Labels of negatives are 0 for binary tasks and weighted_logistic ones, others are missing. A user who has
             every item gets masked cells.
         negative_power: draw items by (rows of the item) ** power; 0 is uniform over the catalog.
+        hard: puts others in place of some of what was drawn, by its ``mix(users, positive, drawn, chance)``; see
+            `training.HardNegatives`. What a user has is drawn again all the same.
         drop_last: leave out a last batch that is not full.
         prefetch: batches made ahead by a thread; 0 makes them in place.
         catalog: to draw negatives from; the columns' own by default.
@@ -62,6 +64,7 @@ class Loader:
         seed: int = 0,
         negatives: int = 0,
         negative_power: float = 0.0,
+        hard: Any = None,
         drop_last: bool = False,
         prefetch: int = 2,
         catalog: ItemStore | None = None,
@@ -89,6 +92,7 @@ class Loader:
         self.block, self.window = block, window
         self.columns, self.batch_size, self.shuffle, self.seed = columns, batch_size, shuffle, seed
         self.negatives, self.drop_last, self.prefetch, self.times = negatives, drop_last, prefetch, times
+        self.hard = hard
         self._requests: np.ndarray | None = (
             None  # which are loaded; None for all: of data beyond memory no list is kept
         )
@@ -214,6 +218,8 @@ class Loader:
         """Drawn for the whole batch, made for one rank's run of it."""
         users, positive = self._users[index], self._rows.item_ids[index]
         drawn = self._draw(chance, len(index) * self.negatives).reshape(len(index), self.negatives)
+        if self.hard is not None:
+            drawn = self.hard.mix(users, positive, drawn, chance)
         for _ in range(16):
             wrong = self._taken(users, positive, drawn)
             if not wrong.any():

@@ -471,12 +471,18 @@ class Retriever(Recommends, Model):
             score = torch.einsum("rkd,rld->rlk", users.float(), vectors.float()).amax(-1)
         return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
 
-    def fit(self, train: Any, valid: Any = None, **options: Any) -> Self:
-        """As `Model.fit`; keeps the users' state too, so that `recommend` takes raw ids."""
+    def fit(self, train: Any, valid: Any = None, *, hard: Any = None, **options: Any) -> Self:
+        """As `Model.fit`; keeps the users' state too, so that `recommend` takes raw ids.
+
+        `hard`, a `training.HardNegatives`, puts hard negatives among those that are drawn.
+        """
         train = self._encoded(train)
         self._remember(train)
         self.prepare(train)
-        return super().fit(self.training_columns(train), valid, **options)
+        rows = self.training_columns(train)
+        if hard is not None:
+            rows, options = hard.loader(self, rows, {**self.trainer, **options})
+        return super().fit(rows, valid, **options)
 
     def prepare(self, train: Columns) -> None:
         """Take from the training data what is no weight, such as a graph. Nothing, unless a model needs it."""

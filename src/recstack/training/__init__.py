@@ -1,6 +1,7 @@
 """The Trainer: one loop for every stage. Asks for a protocol (losses, parameters, state) and knows no model by name."""
 
 from recstack.training.callbacks import JSONL, Callback, TensorBoard
+from recstack.training.hard_negatives import HardNegatives
 from recstack.training.optimizers import (
     FTRL,
     Adagrad,
@@ -18,6 +19,7 @@ __all__ = [
     "Adagrad",
     "Callback",
     "FitResult",
+    "HardNegatives",
     "LazyAdam",
     "PartialRowwiseAdam",
     "RowwiseAdagrad",
