@@ -970,6 +970,16 @@ CASES = [
         exempt={"two_sides": "a network scores the pair"},
     ),
     Case(
+        retrieval.MetaEmbedding,
+        {
+            "base": partial(retrieval.DSSM, dim=6, hidden=(12, 8), temperature=0.2),
+            "hidden": (8,),
+            "alpha": 0.2,
+            "warm_lr": 0.1,
+            "epochs": 2,
+        },
+    ),
+    Case(
         retrieval.UltraGCN,
         {
             "dim": 8,

@@ -1,5 +1,7 @@
 """Retrievers for users and items that training has not met: their equations, and that content answers for both."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -90,9 +92,62 @@ def test_melu_answers_for_new_users_and_new_items_from_a_history():
     encoder, warm, log = world()
     torch.manual_seed(0)
     model = rs.retrieval.MeLU(encoder.schema, dim=8, hidden=(16,))
-    model.fit(encoder.encode(warm), epochs=20, lr=0.01, progress=False)
+    model.fit(encoder.encode(warm), epochs=10, lr=0.02, progress=False)
     assert camps(model, encoder, log) > 0.9
     assert camps(model, encoder, log, COLD_ITEMS) > 0.9
     requests = model.requests([3, 4])
     found = model.recommend(requests, 4)
     torch.testing.assert_close(model.pair_scores(requests, found.ids), found.scores)
+
+
+# -- MetaEmbedding ------------------------------------------------------------------------------------------------------
+BASE = partial(rs.retrieval.DSSM, dim=4, hidden=(8,), temperature=0.2)
+
+
+def test_meta_embedding_is_the_loss_after_one_step_of_each_item():
+    encoder, warm, _ = world()
+    torch.manual_seed(0)
+    model = rs.retrieval.MetaEmbedding(encoder.schema, base=BASE, alpha=0.3, warm_lr=0.5).eval()
+    base, columns = model.base, encoder.encode(warm)
+    one, other = (np.flatnonzero(columns.item_ids == i) for i in np.unique(columns.item_ids)[:2])
+    batch = columns.batch(np.concatenate([one[:4], other[:2]]))  # rows 0, 2 and 4 are the first half
+    items = {n: batch[n][:, 0] for n in ("item", "kind")}
+    start, users = model.generated(items).detach(), base.user_vectors(batch)[:, 0].detach()
+
+    def squares(embeddings):
+        """Of each row; what the item tower gives for these embeddings, without the model's detour."""
+        x = torch.cat([embeddings, base.inputs(items, "item")["kind"]], -1)
+        vectors = torch.nn.functional.normalize(base.item_out(base.item_tower(x)), dim=-1)
+        return (1 - (users * vectors).sum(-1)).square()
+
+    def losses(b):
+        found = (1 - (base.user_vectors(b) * base._items(b, b["item"])).sum(-1)).square()
+        return {"square": found[b["click@label"] == 1].mean()}
+
+    base.losses = losses  # a softmax over two items would mix them
+    with torch.no_grad():
+        half = torch.tensor([1.0, 0, 1, 0, 1, 0])
+        slope, e = torch.zeros_like(start), 1e-2
+        for d in range(4):
+            up, down = (squares(start + sign * e * torch.eye(4)[d]) for sign in (1, -1))
+            each = (up - down) / (2 * e) * half
+            slope[:4, d], slope[4:, d] = each[:4].sum() / 2, each[4:].sum()  # the mean over an item's own events
+        expected = 0.3 * squares(start)[::2].mean() + 0.7 * squares(start - 0.5 * slope)[1::2].mean()
+    torch.testing.assert_close(model._meta(batch), expected, rtol=2e-3, atol=1e-4)
+
+
+def test_meta_embedding_gives_new_items_an_embedding_and_leaves_the_base_alone():
+    encoder, warm, log = world()
+    torch.manual_seed(0)
+    rows = encoder.encode(warm)
+    base = BASE(encoder.schema).fit(rows, epochs=6, lr=0.05, batch_size=64, progress=False)
+    model = rs.retrieval.MetaEmbedding(encoder.schema, base=BASE, epochs=5).pretrain(base)
+    model.fit(rows, batch_size=64, progress=False)
+    before, after = (m.inputs.tables.by_id("item") for m in (base, model.base))
+    new = torch.from_numpy(encoder.encode_values("item", list(COLD_ITEMS))).long()
+    old = torch.from_numpy(np.setdiff1d(encoder.catalog.ids, new.numpy()))
+    assert torch.equal(after[old], before[old])
+    assert not torch.equal(after[new], before[new])
+    assert all(p.requires_grad for p in model.base.parameters())
+    torch.testing.assert_close(after[new], model.generated(encoder.catalog.batch(new)))
+    assert camps(model, encoder, log, COLD_ITEMS) > 0.9
