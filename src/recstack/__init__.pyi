@@ -7,6 +7,7 @@ from . import rules as rules
 from . import testing as testing
 from .candidates import Candidates as Candidates
 from .cascade import Cascade as Cascade
+from .cascade.merging import merge_weights as merge_weights
 from .cascade.retrieval import evaluate_retrieval as evaluate_retrieval
 from .cascade.sampled import evaluate_sampled as evaluate_sampled
 from .cascade.similar import item_hit_rate as item_hit_rate

@@ -78,16 +78,32 @@ class Candidates:
         """The same candidates in the same order with new scores [R, K], remembered in `source` under `name`."""
         return Candidates(self.ids, scores, self.mask, {**self.source, name: scores})
 
+    def shares(self, rule: str = "rrf") -> Tensor:
+        """What each candidate, these being best first, gives to a merged score [R, K]; rules as in `merge`."""
+        if rule == "max":
+            return self.scores
+        if rule == "rrf":
+            return (1 / torch.arange(61.0, 61.0 + self.width)).expand_as(self.scores)
+        high = self.scores.masked_fill(~self.mask, -torch.inf).amax(1, keepdim=True) if self.width else self.scores
+        low = self.scores.masked_fill(~self.mask, torch.inf).amin(1, keepdim=True) if self.width else self.scores
+        return torch.where(high > low, (self.scores - low) / (high - low), 1.0)
+
     @staticmethod
     def merge(
-        parts: Sequence[Candidates], k: int | None = None, *, rule: str = "rrf", quota: Mapping[str, int] | None = None
+        parts: Sequence[Candidates],
+        k: int | None = None,
+        *,
+        rule: str = "rrf",
+        quota: Mapping[str, int] | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> Candidates:
         r"""The union, per request, of what several retrievers propose for the same requests; best first.
 
         Every part names itself by its `source`. `rule` makes the merged score: ``"rrf"`` is :math:`\sum 1 / (60 + rank)`
         over the parts that propose the item (reciprocal rank fusion, Cormack et al., SIGIR 2009), ``"max"`` the highest
         score as it is, ``"sum"`` the sum of the scores, each part first scaled to [0, 1] per request. `quota` lets a
-        part contribute at most its n best. Equal scores keep the order of the parts.
+        part contribute at most its n best; `weights` are factors of what each part gives to the merged score, 1 by default,
+        such as `rs.merge_weights` learns. Equal scores keep the order of the parts.
 
         >>> a = Candidates(torch.tensor([[3, 4]]), torch.tensor([[0.9, 0.8]]), source={"a": torch.tensor([[0.9, 0.8]])})
         >>> b = Candidates(
@@ -105,9 +121,13 @@ class Candidates:
             raise DataError(
                 f"Parts to merge have {', '.join(str(len(part)) for part in parts)} requests; give the same."
             )
-        for name in quota or {}:
-            if name not in names:
-                raise unknown("quota for a source", name, names)
+        for what, given in (("quota", quota), ("weight", weights)):
+            for name in given or {}:
+                if name not in names:
+                    raise unknown(f"{what} for a source", name, names)
+        for name, weight in (weights or {}).items():
+            if not 0 <= weight < float("inf"):
+                raise ConfigError(f"The weight of source {name!r} is a finite number of at least 0; got {weight}.")
         parts = [part.top(min((quota or {}).get(name, part.width) for name in part.source)) for part in parts]
 
         slot, width = _slots(torch.cat([part.ids for part in parts], 1))
@@ -120,22 +140,14 @@ class Candidates:
             for part, place in spread
             for name, score in part.source.items()
         }
+        factors = [next((weights[n] for n in part.source if n in weights), 1.0) if weights else 1.0 for part in parts]
+        absent = -torch.inf if rule == "max" else 0.0
         shares = [
-            _place(_share(part, rule), place, width, -torch.inf if rule == "max" else 0.0) for part, place in spread
+            _place(part.shares(rule) * factor, place, width, absent)
+            for (part, place), factor in zip(spread, factors, strict=True)
         ]
         scores = torch.stack(shares).amax(0) if rule == "max" else torch.stack(shares).sum(0)
         return Candidates(ids[:, :width], scores, source=source).top(k)
-
-
-def _share(part: Candidates, rule: str) -> Tensor:
-    """What a part, sorted, gives to the merged scores of its candidates [R, K]."""
-    if rule == "max":
-        return part.scores
-    if rule == "rrf":
-        return (1 / torch.arange(61.0, 61.0 + part.width)).expand_as(part.scores)
-    high = part.scores.masked_fill(~part.mask, -torch.inf).amax(1, keepdim=True) if part.width else part.scores
-    low = part.scores.masked_fill(~part.mask, torch.inf).amin(1, keepdim=True) if part.width else part.scores
-    return torch.where(high > low, (part.scores - low) / (high - low), 1.0)
 
 
 def _slots(ids: Tensor) -> tuple[Tensor, int]:

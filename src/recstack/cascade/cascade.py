@@ -36,13 +36,14 @@ class Cascade:
     """Several retrievers propose, each later stage keeps the best of what the one before let through.
 
     Args:
-        retrievers: at least one; each proposes `candidates` items, merged by reciprocal rank.
+        retrievers: at least one; each proposes `candidates` items, merged by reciprocal rank or as `merge` says.
         pre_ranker, ranker, reranker: models; a stage that is None is left out. The re-ranker sees the ranker's best
             `keep_ranked` in the ranker's order.
         calibrator: makes the ranker's probability honest; fitted on held-out requests.
         rules: applied in turn to the re-ranked list.
         candidates: items a retriever proposes; keep_pre_ranked, keep_ranked: items that survive these stages.
         task: the task whose logit ranks; the first one by default.
+        merge: options of `Candidates.merge`: its rule, quotas or weights, by the retrievers' names.
 
     A model may declare pair features that earlier stages fill in, ``score_<stage>`` (a retriever's stage is its `name`,
     later ones are "pre_ranker" and "ranker"), and a Vector ``hidden_ranker``, the ranker's last hidden layer.
@@ -67,6 +68,7 @@ class Cascade:
         keep_pre_ranked: int = 100,
         keep_ranked: int = 50,
         task: str | None = None,
+        merge: Mapping[str, Any] | None = None,
     ):
         if not retrievers:
             raise ConfigError("A cascade needs at least one retriever: Cascade([rs.retrieval.Popularity()]).")
@@ -75,7 +77,7 @@ class Cascade:
         self.retrievers, self.rules = list(retrievers), list(rules)
         self.pre_ranker, self.ranker, self.reranker, self.calibrator = pre_ranker, ranker, reranker, calibrator
         self.candidates, self.keep_pre_ranked, self.keep_ranked = candidates, keep_pre_ranked, keep_ranked
-        self.task = task
+        self.task, self.merge = task, dict(merge or {})
         names = [r.name for r in self.retrievers]
         if len(set(names)) < len(names):
             raise ConfigError(f"Two retrievers have one name among {', '.join(names)}; give one of them another .name.")
@@ -310,7 +312,7 @@ class Cascade:
         return out
 
     def retrieve(self, requests: Requests, trace: Trace | None = None) -> Candidates:
-        """What the retrievers propose, merged by reciprocal rank."""
+        """What the retrievers propose, merged."""
         parts = []
         for retriever in self.retrievers:
             with _timed(trace, retriever.name):
@@ -318,7 +320,7 @@ class Cascade:
             if trace is not None:
                 trace["stages"].append((retriever.name, parts[-1]))
         with _timed(trace, "merge"):
-            found = Candidates.merge(parts) if len(parts) > 1 else parts[0]
+            found = Candidates.merge(parts, **self.merge) if len(parts) > 1 else parts[0]
         if trace is not None:
             trace["stages"].append(("merged", found))
         return found
@@ -502,6 +504,7 @@ class Cascade:
             "keep_pre_ranked": self.keep_pre_ranked,
             "keep_ranked": self.keep_ranked,
             "task": self.task,
+            "merge": self.merge,
             "scales": {n: list(s) for n, s in self.scales.items()},
         }
         pieces["cascade"] = bundle.Piece(bundle.class_path(type(self)), config)
@@ -534,6 +537,7 @@ class Cascade:
             keep_pre_ranked=config["keep_pre_ranked"],
             keep_ranked=config["keep_ranked"],
             task=config["task"],
+            merge=config.get("merge"),
         )
         new.encoder = encoder
         new.scales = {n: (s[0], s[1], s[2]) for n, s in config["scales"].items()}

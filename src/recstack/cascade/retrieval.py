@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,10 +95,11 @@ def evaluate_retrieval(
     where: Tensor | None = None,
     max_requests: int | None = None,
     seed: int = 0,
+    merge: Mapping[str, Any] | None = None,
 ) -> RetrievalReport:
     """Rank the whole catalogue for each user, and compare the best k with all the user chose in `test`.
 
-    Several retrievers are also merged, by reciprocal rank, into lists of the same k. Items that training never saw count as
+    Several retrievers are also merged, by reciprocal rank or as `merge` says, into lists of the same k. Items that training never saw count as
     missed.
 
     Args:
@@ -113,6 +114,7 @@ def evaluate_retrieval(
         exclude_seen: leave out what the user met before.
         where: bool ``[N]`` by item id: the items allowed.
         max_requests: a uniform sample of the requests, by `seed`.
+        merge: options of `Candidates.merge`: its rule, quotas or weights.
 
     Raises:
         ConfigError: two retrievers of one name, another `per`.
@@ -137,18 +139,9 @@ def evaluate_retrieval(
     rows, truth = TRUTHS[per](columns, _worth(worth, test, columns))
     if not len(rows):
         raise DataError("The test holds no positive event, so there is nothing to find.")
-    if max_requests is not None and len(rows) > max_requests:
-        chosen = np.sort(np.random.default_rng(seed).choice(len(rows), max_requests, replace=False))
-        rows, truth = rows[chosen], truth.select(chosen)
-    every = _Sums(truth, cuts, names, training_events(sources[0], before))
-    for start in range(0, len(rows), BLOCK):
-        asked, found = Requests.of(columns, rows[start : start + BLOCK], seen=before), []
-        for source in sources:
-            requests = asked
-            if before is None and source.profiles is not None:
-                remembered = source.profiles.requests(requests.users, encoded=True).seen
-                requests = Requests(requests.batch, requests.users, remembered)
-            found.append(source.recommend(requests, max(cuts), exclude_seen, where))
+    rows, truth = some_of(rows, truth, max_requests, seed)
+    every = _Sums(truth, cuts, names, training_events(sources[0], before), merge)
+    for start, found in proposals(sources, columns, rows, before, max(cuts), exclude_seen, where):
         every.add(found, start)
     left_out = "items met before left out" if exclude_seen else "items met before included"
     wanted = "each user's positive events of the test" if per == "user" else "each request's positive events"
@@ -157,11 +150,48 @@ def evaluate_retrieval(
     return RetrievalReport(table, overlap, values, len(rows), cuts, protocol)
 
 
+def some_of(rows: np.ndarray, truth: Truth, most: int | None, seed: int) -> tuple[np.ndarray, Truth]:
+    """A uniform sample of at most so many requests."""
+    if most is None or len(rows) <= most:
+        return rows, truth
+    chosen = np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False))
+    return rows[chosen], truth.select(chosen)
+
+
+def proposals(
+    sources: Sequence[Any],
+    columns: Columns,
+    rows: np.ndarray,
+    past: Columns | None,
+    width: int,
+    exclude_seen: bool,
+    where: Tensor | None,
+) -> Iterator[tuple[int, list[Candidates]]]:
+    """Block by block of the requests at `rows`: where it begins, and the `width` best of each source."""
+    for start in range(0, len(rows), BLOCK):
+        asked, found = Requests.of(columns, rows[start : start + BLOCK], seen=past), []
+        for source in sources:
+            requests = asked
+            if past is None and source.profiles is not None:
+                remembered = source.profiles.requests(requests.users, encoded=True).seen
+                requests = Requests(requests.batch, requests.users, remembered)
+            found.append(source.recommend(requests, width, exclude_seen, where))
+        yield start, found
+
+
 class _Sums:
     """Collects what the lists of all sources, block by block, are worth."""
 
-    def __init__(self, truth: Truth, cuts: tuple[int, ...], names: list[str], popularity: np.ndarray):
+    def __init__(
+        self,
+        truth: Truth,
+        cuts: tuple[int, ...],
+        names: list[str],
+        popularity: np.ndarray,
+        merge: Mapping[str, Any] | None,
+    ):
         self.truth, self.cuts, self.names, self.popularity = truth, cuts, names, popularity
+        self.merge = dict(merge or {})
         every = [*names, "merged"] if len(names) > 1 else names
         self.parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in every}
         self.shown = {name: np.zeros(len(popularity)) for name in self.parts}
@@ -173,7 +203,7 @@ class _Sums:
         wide = max(self.cuts)
         lists = dict(zip(self.names, found, strict=True))
         if len(found) > 1:
-            union = Candidates.merge(found)
+            union = Candidates.merge(found, **self.merge)
             lists["merged"] = union.head(wide)
             self._together(found, union, start)
         for name, part in lists.items():
@@ -209,7 +239,11 @@ class _Sums:
             both, any_ = (proposed[i] & proposed[j]).sum(1), (proposed[i] | proposed[j]).sum(1)
             values.append(both / any_.clamp(min=1))
         for i in range(len(found)):
-            rest = Candidates.merge(found[:i] + found[i + 1 :], wide)
+            others: dict[str, Any] = {
+                key: {n: v for n, v in value.items() if n != self.names[i]} if isinstance(value, Mapping) else value
+                for key, value in self.merge.items()
+            }
+            rest = Candidates.merge(found[:i] + found[i + 1 :], wide, **others)
             self.without[i].append(self.truth.hits(rest.ids, start).sum(1).double() / relevant)
 
     def rows(self) -> tuple[list[dict[str, Any]], dict[tuple[str, str], float], dict[str, dict[str, np.ndarray]]]:

@@ -1,0 +1,105 @@
+"""Merging by quota, by score and by learned weights."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import recstack as rs
+from recstack.cascade.merging import _search
+from recstack.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def world():
+    train, valid, test = rs.split.by_time(rs.simulator.small(users=150, items=200, impressions=15_000, seed=3))
+    train.schema = rs.Encoder(train.schema).fit(train).schema
+    swing, popular = rs.retrieval.Swing().fit(train), rs.retrieval.Popularity().fit(train)
+    noise = rs.retrieval.Popularity().fit(train)
+    noise.counts = np.random.default_rng(0).random(len(noise.counts)).astype(np.float32)  # the same items, of no use
+    noise.name = "noise"
+    return [swing, popular, noise], valid, test
+
+
+def test_weights_scale_what_each_part_gives():
+    a = rs.Candidates(torch.tensor([[3, 4]]), torch.tensor([[1.0, 0.0]]), source={"a": torch.tensor([[1.0, 0.0]])})
+    b = rs.Candidates(torch.tensor([[5, 4]]), torch.tensor([[9.0, 7.0]]), source={"b": torch.tensor([[9.0, 7.0]])})
+    merged = rs.Candidates.merge([a, b], weights={"b": 3.0})
+    by_hand = {3: 1 / 61, 4: 1 / 62 + 3 / 62, 5: 3 / 61}
+    assert merged.ids.tolist() == [sorted(by_hand, key=by_hand.get, reverse=True)]
+    assert merged.scores[0].tolist() == pytest.approx(sorted(by_hand.values(), reverse=True))
+    assert rs.Candidates.merge([a, b], rule="sum", weights={"a": 0.5}).ids.tolist() == [[5, 3, 4]]
+    equal = rs.Candidates.merge([a, b], weights={"a": 1.0, "b": 1.0})
+    assert torch.equal(equal.scores, rs.Candidates.merge([a, b]).scores)
+    with pytest.raises(ConfigError, match="Unknown weight for a source 'c'"):
+        rs.Candidates.merge([a, b], weights={"c": 1.0})
+    with pytest.raises(ConfigError, match="'a' is a finite number of at least 0; got -1"):
+        rs.Candidates.merge([a, b], weights={"a": -1.0})
+
+
+def test_learned_weights_find_at_least_what_equal_ones_and_each_source_find(world):
+    sources, valid, test = world
+    equal = rs.evaluate_retrieval(sources, valid, k=20)
+    weights = rs.merge_weights(sources, valid, k=20)
+    learned = rs.evaluate_retrieval(sources, valid, k=20, merge={"weights": weights}).row("merged")["recall@20"]
+    best = max(row["recall@20"] for row in equal.rows)
+    assert learned >= best
+    assert weights["noise"] < 0.6 < max(weights.values())
+    held_out = [
+        rs.evaluate_retrieval(sources, test, k=20, merge=merge).row("merged")["recall@20"]
+        for merge in (None, {"weights": weights})
+    ]
+    assert held_out[1] > held_out[0]  # what was learned holds on other days
+
+
+def test_the_search_comes_near_the_best_of_a_fine_grid():
+    rng = np.random.default_rng(2)
+    shares = [torch.from_numpy(rng.random((40, 30, 2)) * (rng.random((40, 30, 2)) < 0.6)).float()]
+    hit = [(shares[0] @ torch.tensor([1.0, 3.0]) + 0.3 * torch.from_numpy(rng.random((40, 30))).float() > 2.6).float()]
+
+    def recall(weight):
+        order = (shares[0] @ torch.tensor(weight)).topk(5, dim=1).indices
+        return float(hit[0].gather(1, order).sum())
+
+    found = _search(shares, hit, 5, 2)
+    grid = max(recall([1.0, w]) for w in itertools.chain(np.linspace(0, 20, 400).tolist(), [1e6]))
+    assert found.mean() == pytest.approx(1)
+    assert recall(found.tolist()) >= 0.98 * grid
+    assert recall(found.tolist()) > recall([1.0, 1.0])
+
+
+def test_a_quota_keeps_the_best_of_each_source(world):
+    sources, valid, _ = world
+    columns = sources[0].schema.encoder.encode(valid)
+    requests = rs.Requests.of(columns, np.arange(40))
+    parts = [source.recommend(requests, 30) for source in sources]
+    quota = {"swing": 6, "popularity": 3, "noise": 1}
+    page = rs.Candidates.merge(parts, 10, quota=quota)
+    for part, (name, n) in zip(parts, quota.items(), strict=True):
+        for row in range(40):
+            own = [i for i in part.ids[row, :n].tolist() if i]
+            assert set(own) <= set(page.ids[row].tolist())  # quotas that fit the page are places for sure
+            assert int((~page.source[name][row].isnan()).sum()) == len(own)
+
+
+def test_a_cascade_merges_as_it_is_told_and_remembers(world, tmp_path):
+    sources, valid, _ = world
+    merge = {"weights": {"noise": 0.0, "swing": 2.0}, "quota": {"noise": 2}}
+    cascade = rs.Cascade(sources, candidates=20, merge=merge)
+    cascade.remember(valid)
+    requests = rs.Requests.of(sources[0].schema.encoder.encode(valid), np.arange(20))
+    expected = rs.Candidates.merge([s.recommend(requests, 20) for s in sources], **merge)
+    assert torch.equal(cascade.retrieve(requests).ids, expected.ids)
+    again = rs.load(cascade.save(tmp_path / "cascade"))
+    assert again.merge == merge
+
+
+def test_what_cannot_be_learned_is_said(world):
+    sources, valid, _ = world
+    with pytest.raises(ConfigError, match="two retrievers or more"):
+        rs.merge_weights(sources[:1], valid)
+    with pytest.raises(ConfigError, match="got 'max'"):
+        rs.merge_weights(sources, valid, rule="max")
