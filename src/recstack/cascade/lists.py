@@ -6,30 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from recstack.candidates import Candidates
 from recstack.data import Columns, ItemStore
-from recstack.schema import Numeric, Schema, Vector, is_embedded
+from recstack.models.scored import pair_tensors
+from recstack.schema import Numeric, Schema
 
 Batch = dict[str, Tensor]
-
-
-def pair_tensors(schema: Schema, known: Mapping[str, Tensor], shape: tuple[int, ...]) -> Batch:
-    """The pair features of `schema` for candidates ``[R, L]``: those that earlier stages know, else "unknown".
-
-    Unknown is 0 for numbers and vectors and out-of-vocabulary (1) for ids: a live request has no shown position.
-    """
-    out: Batch = {}
-    for f in schema.by_role("pair"):
-        if f.name in known:
-            out[f.name] = known[f.name]
-        elif is_embedded(f):
-            out[f.name] = torch.ones(shape, dtype=torch.int32)
-        else:
-            out[f.name] = torch.zeros(*shape, f.size) if isinstance(f, Vector) else torch.zeros(shape)
-    return out
 
 
 def scored_features(schema: Schema, names: list[str]) -> Schema:

@@ -1,14 +1,16 @@
-"""What retrievers share that score every item: the best of all scores, block by block, and whom an id table knows."""
+"""What retrievers share that score every item: the best of all scores, block by block, whom an id table knows, and
+what a live request knows of a pair."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from recstack.errors import DataError
+from recstack.schema import Schema, Vector, is_embedded
 
 if TYPE_CHECKING:
     from recstack.data import Requests
@@ -58,3 +60,19 @@ def require_known(model: Any, requests: Requests) -> None:
             f"{type(model).__name__} knows users by their ids alone, and that of request {int(strangers[0])} was not met in "
             "training; leave such users out, or ask iALS, EASE or SLIM, which read what a user has met."
         )
+
+
+def pair_tensors(schema: Schema, known: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """The pair features of `schema` for candidates ``[R, L]``: those that earlier stages know, else "unknown".
+
+    Unknown is 0 for numbers and vectors and out-of-vocabulary (1) for ids: a live request has no shown position.
+    """
+    out: dict[str, Tensor] = {}
+    for f in schema.by_role("pair"):
+        if f.name in known:
+            out[f.name] = known[f.name]
+        elif is_embedded(f):
+            out[f.name] = torch.ones(shape, dtype=torch.int32)
+        else:
+            out[f.name] = torch.zeros(*shape, f.size) if isinstance(f, Vector) else torch.zeros(shape)
+    return out

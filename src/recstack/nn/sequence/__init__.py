@@ -3,6 +3,7 @@
 from recstack.nn.sequence import (  # noqa: F401
     augru,
     hstu,
+    linear_attention,
     recurrent,
     sessions,
     short_term,
