@@ -927,6 +927,19 @@ CASES = [
         lists=5,
     ),
     Case(
+        retrieval.DAT,
+        {
+            "dim": 6,
+            "hidden": (12, 8),
+            "temperature": 0.3,
+            "mimic": 0.2,
+            "aligned": ("item_id",),
+            "alignment": 0.1,
+            "history": "sum",
+            "dropout": 0.1,
+        },
+    ),
+    Case(
         retrieval.LightGCN,
         {"dim": 8, "layers": 2, "weight_decay": 1e-3},
         testing.keys_only(testing.schema()),
