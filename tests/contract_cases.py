@@ -940,6 +940,24 @@ CASES = [
         },
     ),
     Case(
+        retrieval.TDM,
+        {
+            "dim": 8,
+            "hidden": (16, 8),
+            "windows": (1, 2, 4),
+            "negatives": 4,
+            "leaf_negatives": 8,
+            "beam": 5,
+            "tree": "genre",
+            "rounds": 2,
+            "sample": 0.5,
+        },
+        IDS,
+        band=0.5,
+        unread=("user_id",),
+        exempt={"two_sides": "a network scores the pair"},
+    ),
+    Case(
         retrieval.LightGCN,
         {"dim": 8, "layers": 2, "weight_decay": 1e-3},
         testing.keys_only(testing.schema()),
@@ -1200,6 +1218,19 @@ CASES = [
     *(
         Case(model, {**WALKS, **more})
         for model, more in ((retrieval.BGE, {}), (retrieval.GES, SIDE), (retrieval.EGES, SIDE))
+    ),
+    Case(
+        retrieval.RPG,
+        {
+            "scorer": retrieval.ItemCF,
+            "probes": 9,
+            "links": 3,
+            "effort": 6,
+            "entries": 2,
+            "step": 2,
+            "task": "click",
+            "seed": 3,
+        },
     ),
     Case(
         retrieval.ItemCF,
