@@ -958,6 +958,39 @@ CASES = [
         exempt={"two_sides": "a network scores the pair"},
     ),
     Case(
+        retrieval.MOBIUS,
+        {
+            "dim": 6,
+            "hidden": (12, 8),
+            "width": 5,
+            "temperature": 0.3,
+            "bid": "price",
+            "relevance": 0.3,
+            "bad": 2.0,
+            "history": "sum",
+            "dropout": 0.1,
+        },
+        exempt=dict.fromkeys(
+            ("names", "no_numbers", "keys_only", "learns"), "the bid names its column; the row without one"
+        ),
+    ),
+    Case(
+        retrieval.MOBIUS,
+        {
+            "dim": 6,
+            "hidden": (12, 8),
+            "width": 5,
+            "temperature": 0.3,
+            "bid": None,
+            "relevance": 0.3,
+            "bad": 2.0,
+            "history": "max",
+            "dropout": 0.0,
+        },
+        exempt=SECOND,
+        label="free",
+    ),
+    Case(
         retrieval.LightGCN,
         {"dim": 8, "layers": 2, "weight_decay": 1e-3},
         testing.keys_only(testing.schema()),

@@ -461,15 +461,18 @@ class Retriever(Recommends, Model):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The score of each candidate, as the logit of every task: ``{task: float32 [R, L]}``."""
-        users = self.user_vectors(batch)
+        users, vectors = self.user_vectors(batch), self.candidate_vectors(batch)
+        with torch.autocast(users.device.type, enabled=False):
+            score = torch.einsum("rkd,rld->rlk", users.float(), vectors.float()).amax(-1)
+        return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
+
+    def candidate_vectors(self, batch: Batch) -> Tensor:
+        """The item vectors of a batch's candidates, ``[R, L, D]``."""
         ids = column(batch, self.schema.item)  # type: ignore[arg-type]  # a retriever's schema has items
         items = {f.name: batch[f.name] for f in self.schema.by_role("item") if f.name in batch}
         items |= {f"{n}@offsets": batch[f"{n}@offsets"] for n in items if f"{n}@offsets" in batch}
         flat = {n: v.flatten(0, 1) if v.dim() >= 2 and v.shape[:2] == ids.shape else v for n, v in items.items()}
-        vectors = self.item_vectors(flat).view(*ids.shape, -1)
-        with torch.autocast(users.device.type, enabled=False):
-            score = torch.einsum("rkd,rld->rlk", users.float(), vectors.float()).amax(-1)
-        return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
+        return self.item_vectors(flat).view(*ids.shape, -1)
 
     def fit(self, train: Any, valid: Any = None, *, hard: Any = None, **options: Any) -> Self:
         """As `Model.fit`; keeps the users' state too, so that `recommend` takes raw ids.
