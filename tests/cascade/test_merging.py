@@ -97,6 +97,19 @@ def test_a_cascade_merges_as_it_is_told_and_remembers(world, tmp_path):
     assert again.merge == merge
 
 
+def test_a_cascade_learns_its_weights_on_held_out_events(tmp_path):
+    train, valid, _ = rs.split.by_time(rs.simulator.small())
+    fresh = lambda: [rs.retrieval.Swing(), rs.retrieval.Popularity()]  # noqa: E731
+    cascade = rs.Cascade(fresh(), candidates=20, merge={"weights": "learned"}).fit(train, valid)
+    schema = cascade.encoder.schema
+    train.schema = valid.schema = schema
+    alone = [retriever.fit(train) for retriever in fresh()]
+    assert cascade.merge["weights"] == rs.merge_weights(alone, valid, train, width=20)
+    assert rs.load(cascade.save(tmp_path / "cascade")).merge == cascade.merge
+    with pytest.raises(ConfigError, match=r"Cascade\.fit\(train, valid=\.\.\.\)"):
+        rs.Cascade(fresh(), merge={"weights": "learned"}).fit(train)
+
+
 def test_what_cannot_be_learned_is_said(world):
     sources, valid, _ = world
     with pytest.raises(ConfigError, match="two retrievers or more"):

@@ -15,6 +15,7 @@ from torch import Tensor
 from recstack import bundle
 from recstack.candidates import Candidates
 from recstack.cascade.lists import CandidateLists, stage_batch
+from recstack.cascade.merging import merge_weights
 from recstack.data import Columns, Encoder, Loader, Profiles, Requests
 from recstack.data.truth import next_events
 from recstack.errors import ConfigError, DataError
@@ -43,7 +44,8 @@ class Cascade:
         rules: applied in turn to the re-ranked list.
         candidates: items a retriever proposes; keep_pre_ranked, keep_ranked: items that survive these stages.
         task: the task whose logit ranks; the first one by default.
-        merge: options of `Candidates.merge`: its rule, quotas or weights, by the retrievers' names.
+        merge: options of `Candidates.merge`: its rule, quotas or weights, by the retrievers' names. ``{"weights": "learned"}``
+            lets `fit` find them, by `merge_weights`, on held-out events.
 
     A model may declare pair features that earlier stages fill in, ``score_<stage>`` (a retriever's stage is its `name`,
     later ones are "pre_ranker" and "ranker"), and a Vector ``hidden_ranker``, the ranker's last hidden layer.
@@ -138,6 +140,18 @@ class Cascade:
         for retriever in new:
             with status(f"Retrieval: {retriever.name}"):
                 retriever.fit(before, **_retriever_options(retriever, options))
+        if self.merge.get("weights") == "learned":
+            held = after if lists is None else lists
+            if held is None:
+                raise ConfigError("Weights are learned on held-out events; give Cascade.fit(train, valid=...).")
+            with status("Weights of the retrievers"):
+                self.merge["weights"] = merge_weights(
+                    self.retrievers,
+                    self.encoder.encode(held),
+                    before,
+                    width=self.candidates,
+                    rule=self.merge.get("rule", "rrf"),
+                )
         if lists is not None:
             columns = self.encoder.encode(lists)
             some = columns.select(np.flatnonzero(columns.newer() % -(-columns.n_requests // PRE_RANKED) == 0))

@@ -151,6 +151,7 @@ def build(encoder: Any, plan: Plan, seed: int = 0) -> Any:
         reranker=rs.reranking.PRM(third, width=64, layers=1),
         rules=[rs.rules.MMR(0.95)],
         candidates=plan.candidates,
+        merge={"weights": "learned"},
     )
 
 
@@ -201,7 +202,6 @@ def _movielens(data_dir: Any, seed: int) -> Plan:
         valid,
         test,
         "by seq: each user's last 5 events are the test, the 5 before them validation",
-        retrieval=("recent",),
         late=10,
         negatives=12,
         candidates=120,
