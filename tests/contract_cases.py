@@ -55,6 +55,14 @@ def surroundings(model):
     model.given.copy_((ids + torch.arange(model.given.shape[1])).sin())
 
 
+def neighbourhoods(model):
+    """CMN's users of each item: ids that lie beside each other."""
+    size, most = model.near.shape
+    ids = torch.arange(size).unsqueeze(1) + torch.arange(most)
+    model.near.copy_(2 + ids % (model.users.num_embeddings - 2))
+    model.near[0] = 0
+
+
 def preferences(model):
     """DropoutNet's given vectors: the planted world's own."""
     world, more = testing.World(model.schema), model.items.shape[1] - 2
@@ -1042,6 +1050,14 @@ CASES = [
             "warm_lr": 0.1,
             "epochs": 2,
         },
+    ),
+    Case(
+        retrieval.CMN,
+        {"dim": 8, "hops": 3, "neighbours": 4, "seed": 3},
+        testing.keys_only(testing.schema()),
+        lists=5,
+        prepare=neighbourhoods,
+        exempt={"two_sides": "a network scores the pair"},
     ),
     Case(
         retrieval.UltraGCN,
