@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recstack.errors import ConfigError
+from recstack.kernels.cooccurrence import normalise_rows
 from recstack.kernels.skip_gram import Parts, alone, noise, skip_gram
+from recstack.kernels.topk import Sparse, offsets_of
 from recstack.models.counting import FromHistory
 from recstack.models.scored import best_of_all
 from recstack.schema import Schema
@@ -109,3 +111,34 @@ class ItemVectors(FromHistory):
     def pair_scores(self, requests: Requests, ids: Tensor) -> Tensor:
         """The sum of cosines with given items: ids ``[R, K]`` → float32 ``[R, K]``."""
         return torch.einsum("rd,rkd->rk", self.tastes(requests), torch.from_numpy(self.vectors)[ids])
+
+
+def together(n: int, side: list[Sparse]) -> Parts:
+    """Each of n items of its own row, field 0, and of the rows of its values in each of `side` [n, values]."""
+    own = alone(n)
+    starts = np.cumsum([n, *(s.width for s in side)])
+    item = np.concatenate([own.rows.astype(np.int64), *(s.rows for s in side)])
+    row = np.concatenate([own.rows, *(s.columns + b for s, b in zip(side, starts, strict=False))])
+    field = np.concatenate([own.fields, *(np.full(len(s.columns), f + 1, np.int32) for f, s in enumerate(side))])
+    share = np.concatenate([own.shares, *(normalise_rows(s, "sum").values for s in side)])  # type: ignore[list-item]
+    order = np.argsort(item, kind="stable")
+    offsets = offsets_of(np.bincount(item, minlength=n))
+    return Parts(offsets, row[order].astype(np.int32), field[order], share[order].astype(np.float32))
+
+
+def weights(parts: Parts, attention: np.ndarray) -> np.ndarray:
+    """The weight of each entry: its share times its field's part of the softmax over the fields that the item has."""
+    item = np.repeat(np.arange(len(parts.offsets) - 1), np.diff(parts.offsets))
+    raw = parts.shares * np.exp(attention[item, parts.fields].astype(np.float64))
+    return raw / np.bincount(item, raw, minlength=len(parts.offsets) - 1)[item]
+
+
+def composed(parts: Parts, attention: np.ndarray, table: np.ndarray, met: np.ndarray) -> np.ndarray:
+    """Items as their parts, weighted, float32 [N, D]; what nobody has met (bool [N]) was never moved, and is left out."""
+    item = np.repeat(np.arange(len(met)), np.diff(parts.offsets))
+    known = np.zeros(len(table), bool)
+    known[parts.rows[met[item]]] = True
+    rest = known[parts.rows] & ((parts.fields > 0) | met[item])
+    vectors = np.zeros((len(met), table.shape[1]), np.float32)
+    np.add.at(vectors, item[rest], (weights(parts, attention)[:, None] * table[parts.rows])[rest])
+    return vectors

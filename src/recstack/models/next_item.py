@@ -20,7 +20,7 @@ from recstack.features.columns import column, padded
 from recstack.features.tables import Ask
 from recstack.features.tasks import target
 from recstack.models.base import Retriever
-from recstack.schema import Schema
+from recstack.schema import History, Schema
 
 LOSSES = ("softmax", "sampled_softmax", "bpr_max", "bce", "gbce")
 SHARING = 128  # steps that share the items drawn for them
@@ -87,7 +87,11 @@ class NextItem(Retriever):
     def item_vectors(self, batch: Mapping[str, Tensor]) -> Tensor:
         item = self.schema.feature(self.schema.item)  # type: ignore[arg-type]
         ask = Ask(item.table_name, column(batch, item.name), column=item.name)  # type: ignore[attr-defined]
-        return self.looked_for.tables.gather([ask])[0]
+        return self.compared(self.looked_for.tables.gather([ask])[0])
+
+    def compared(self, vectors: Tensor) -> Tensor:
+        """Vectors of items ``[..., D]`` as states are compared with them: as they are."""
+        return vectors
 
     @property
     def looked_for(self) -> Inputs:
@@ -101,21 +105,7 @@ class NextItem(Retriever):
 
     # -- training ------------------------------------------------------------------------------------------------------
     def training_columns(self, train: Any) -> Any:
-        """Of each user the newest request, and one for every `max_len` steps before it: each step is a target once.
-
-        Where a history holds clicks only, what was shown between them costs nothing.
-        """
-        users, newer, at = train.user_ids, train.newer(), train.history_pointers(self.history.name)
-        if at.times is None:  # lists that came with the rows, not pointers into one timeline
-            back = newer
-        else:
-            newest = np.zeros(int(users.max(initial=0)) + 1, np.int64)
-            np.maximum.at(newest, users, at.end)
-            back = newest[users] - at.end
-        window = back // self.history.max_len
-        order = np.lexsort((newer, back, window, users))
-        first = np.diff(users[order], prepend=-1).astype(bool) | np.diff(window[order], prepend=-1).astype(bool)
-        return positives_only(train.select(np.sort(order[first])))
+        return covering(train, self.history)
 
     def prepare(self, train: Any) -> None:
         """How often each item was met, for what is drawn by popularity."""
@@ -135,17 +125,12 @@ class NextItem(Retriever):
         return {"next": self.item_loss(states[where], following[where])}
 
     def sought(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The first candidate of each request, int ``[R]``; 0 where its label is not positive."""
-        first = column(batch, self.schema.item)[:, 0]  # type: ignore[arg-type]
-        if self.schema.tasks:
-            label, where, _ = target(batch, self.schema, self.schema.tasks[0])
-            first = torch.where((label[:, 0] > 0) & where[:, 0], first, 0)
-        return first
+        return sought(batch, self.schema)
 
     def item_loss(self, state: Tensor, ids: Tensor) -> Tensor:
         """The loss of states ``[n, D]``, or the best of each state's interests ``[n, K, D]``, that look for items ``[n]``."""
         name = self.schema.feature(self.schema.item).table_name  # type: ignore[arg-type, attr-defined]
-        table = self.looked_for.tables.weight(name)[1:]  # id 2 first
+        table = self.compared(self.looked_for.tables.weight(name)[1:])  # id 2 first
         wanted = ids.long() - 2
         if state.dim() == 3:  # a hard choice: attention by the label, to the power of infinity
             best = (state @ table[wanted].unsqueeze(-1).to(state.dtype)).argmax(-2, keepdim=True)
@@ -172,6 +157,33 @@ class NextItem(Retriever):
             "gbce": partial(losses.gbce, n_items=len(table)),
         }[self.loss]
         return loss(score, label, where=where)
+
+
+def covering(train: Any, history: History) -> Any:
+    """Of each user the newest request, and one for every `max_len` steps before it: each step is a target once.
+
+    Where a history holds clicks only, what was shown between them costs nothing.
+    """
+    users, newer, at = train.user_ids, train.newer(), train.history_pointers(history.name)
+    if at.times is None:  # lists that came with the rows, not pointers into one timeline
+        back = newer
+    else:
+        newest = np.zeros(int(users.max(initial=0)) + 1, np.int64)
+        np.maximum.at(newest, users, at.end)
+        back = newest[users] - at.end
+    window = back // history.max_len
+    order = np.lexsort((newer, back, window, users))
+    first = np.diff(users[order], prepend=-1).astype(bool) | np.diff(window[order], prepend=-1).astype(bool)
+    return positives_only(train.select(np.sort(order[first])))
+
+
+def sought(batch: Mapping[str, Tensor], schema: Schema) -> Tensor:
+    """The first candidate of each request, int ``[R]``; 0 where its label is not positive."""
+    first = column(batch, schema.item)[:, 0]  # type: ignore[arg-type]
+    if schema.tasks:
+        label, where, _ = target(batch, schema, schema.tasks[0])
+        first = torch.where((label[:, 0] > 0) & where[:, 0], first, 0)
+    return first
 
 
 def positives_only(chosen: Any) -> Any:

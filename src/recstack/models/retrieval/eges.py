@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from recstack.errors import ConfigError, SchemaError, unknown
-from recstack.kernels.cooccurrence import normalise_rows
-from recstack.kernels.skip_gram import Parts, alone
 from recstack.kernels.topk import Sparse, offsets_of
 from recstack.kernels.walks import walks
 from recstack.models.counting import item_values, sessions
-from recstack.models.item_vectors import ItemVectors
+from recstack.models.item_vectors import ItemVectors, composed, together
 from recstack.schema import Feature, Schema, is_derived, is_embedded
 
 if TYPE_CHECKING:
@@ -182,13 +180,7 @@ class GES(BGE):
         met = counts > 0
         parts = together(len(counts), side)
         table, attention = self.learn([walked] * self.walks, counts, parts, self.attend)
-        shares = weights(parts, attention)
-        item = np.repeat(np.arange(len(counts)), np.diff(parts.offsets))
-        known = np.zeros(len(table), bool)
-        known[parts.rows[met[item]]] = True  # what nobody has met was never moved
-        rest = known[parts.rows] & ((parts.fields > 0) | met[item])
-        vectors = np.zeros((len(counts), self.dim), np.float32)
-        np.add.at(vectors, item[rest], (shares[:, None] * table[parts.rows])[rest])
+        vectors = composed(parts, attention, table, met)
         self.keep(vectors, np.ones(len(vectors), bool))
 
     def _read(self) -> list[Feature]:
@@ -228,23 +220,3 @@ class EGES(GES):
     """
 
     attend: ClassVar[bool] = True
-
-
-def together(n: int, side: list[Sparse]) -> Parts:
-    """Each of n items of its own row, field 0, and of the rows of its values in each of `side` [n, values]."""
-    own = alone(n)
-    starts = np.cumsum([n, *(s.width for s in side)])
-    item = np.concatenate([own.rows.astype(np.int64), *(s.rows for s in side)])
-    row = np.concatenate([own.rows, *(s.columns + b for s, b in zip(side, starts, strict=False))])
-    field = np.concatenate([own.fields, *(np.full(len(s.columns), f + 1, np.int32) for f, s in enumerate(side))])
-    share = np.concatenate([own.shares, *(normalise_rows(s, "sum").values for s in side)])  # type: ignore[list-item]
-    order = np.argsort(item, kind="stable")
-    offsets = offsets_of(np.bincount(item, minlength=n))
-    return Parts(offsets, row[order].astype(np.int32), field[order], share[order].astype(np.float32))
-
-
-def weights(parts: Parts, attention: np.ndarray) -> np.ndarray:
-    """The weight of each entry: its share times its field's part of the softmax over the fields that the item has."""
-    item = np.repeat(np.arange(len(parts.offsets) - 1), np.diff(parts.offsets))
-    raw = parts.shares * np.exp(attention[item, parts.fields].astype(np.float64))
-    return raw / np.bincount(item, raw, minlength=len(parts.offsets) - 1)[item]

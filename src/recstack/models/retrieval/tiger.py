@@ -1,0 +1,320 @@
+"""TIGER: Recommender Systems with Generative Retrieval (Rajput et al., NeurIPS 2023).
+
+https://arxiv.org/abs/2305.05065
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recstack.errors import ConfigError, DataError, TrainingError
+from recstack.features import tasks
+from recstack.features.columns import column, padded
+from recstack.features.tables import check_ids
+from recstack.kernels.skip_gram import thinned
+from recstack.models.base import Retriever
+from recstack.models.counting import item_values, sessions
+from recstack.models.item_vectors import ItemVectors, composed, together
+from recstack.models.next_item import covering, sought
+from recstack.nn.quantizer import ResidualAutoencoder, ResidualQuantizer
+from recstack.nn.sequence.decoder import DecoderLayer
+from recstack.nn.sequence.transformer import TransformerLayer
+from recstack.nn.trie import Trie, kept_apart
+from recstack.schema import Schema, Vector, is_derived, is_embedded
+
+if TYPE_CHECKING:
+    from recstack.data import Columns, Requests
+
+Batch = Mapping[str, Tensor]
+CONTENT = {"dim": 64, "window": 20, "negatives": 15, "lr": 0.025}  # of the skip-gram
+PASSES = 20
+CELLS = 1 << 22  # scores of codes that the beam search makes at a time
+
+
+class TIGER(Retriever):
+    r"""Items have ids that mean something, a few codes each, and a transformer writes the codes of the next item.
+
+    .. math:: i \mapsto (c_1, \dots, c_C), \qquad
+        s(u, i) = \sum_{l=1}^{C} \log p(c_l \mid c_{<l}, \mathrm{codes}(I_u))
+
+    `fit` first gives each item of the catalogue its codes: a vector (below) goes through a residual-quantised autoencoder, and
+    a last code numbers the items that share all the others. They stand in `item_codes` ``[N, C]`` (from 1; zeros: no codes)
+    and are saved with the model. Then the encoder reads the codes of a history and the decoder writes the next item's. The
+    encoder reads from left to right, so that one pass over a sequence trains all its prefixes.
+
+    An item's vector is its schema's Vectors and a skip-gram over what users met together, in which an item is the mean of
+    its own vector and those of its categories, lists and words: an item that nobody has met has codes if its attributes were
+    met. `recommend` is a beam search over the codes of allowed items alone; the score is the logarithm of a probability. An
+    item without codes is never proposed. Whoever asks is answered from their history, and one without a history too.
+
+    Departs from the paper: the vectors (there, of texts); a learned token in the place of the hashed user id; positions count
+    from the most recent item; heads divide the width; the encoder sees no later item, as said.
+
+    Args:
+        schema: a fitted schema with a History.
+        dim: width of the transformer.
+        layers, heads: of the encoder, and again of the decoder.
+        hidden: width of the position-wise networks.
+        dropout: of embeddings and layers.
+        levels: codes of an item, without the one that numbers.
+        codes: values of a code.
+        quantizer_steps: batches that the autoencoder is trained on; 0: no autoencoder, residual k-means of the vectors.
+        beam: how many beginnings of codes are kept, at least; more where more is asked for or seen.
+        seed: of the vectors and codes.
+
+    Rajput et al., NeurIPS 2023, https://arxiv.org/abs/2305.05065
+
+    >>> import recstack as rs
+    >>> train, valid, test = rs.split.leave_last_out(rs.simulator.small())
+    >>> schema = rs.Encoder(train.schema).fit(train).schema
+    >>> model = rs.retrieval.TIGER(schema, dim=16, layers=1, hidden=32, codes=16, quantizer_steps=50)
+    >>> model = model.fit(train, epochs=1, progress=False)
+    >>> model.recommend(train.events["user_id"][:3].to_list(), k=5).ids.shape
+    torch.Size([3, 5])
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("history", "item")
+    trainer: ClassVar[dict[str, Any]] = {"optimizer": "adam", "lr": 1e-3, "batch_size": 256, "negatives": 0}
+
+    item_codes: Tensor
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        dim: int = 128,
+        layers: int = 4,
+        heads: int = 4,
+        hidden: int = 1024,
+        dropout: float = 0.1,
+        levels: int = 3,
+        codes: int = 256,
+        quantizer_steps: int = 2000,
+        beam: int = 50,
+        seed: int = 0,
+    ):
+        super().__init__(schema)
+        if min(levels, quantizer_steps + 1, beam) < 1 or codes < 2 or codes ** (levels + 1) >= 1 << 62:
+            raise ConfigError(
+                "levels and beam are at least 1, quantizer_steps 0, codes 2, and codes ** (levels + 1) is below 2 ** 62; "
+                f"got {levels}, {beam}, {quantizer_steps} and {codes}."
+            )
+        self.history, self.levels, self.codes, self.length = schema.histories[0], levels, codes, levels + 1
+        self.quantizer_steps, self.beam, self.seed = quantizer_steps, beam, seed
+        self.size = schema.feature(schema.item).size  # type: ignore[arg-type, attr-defined]
+        self.register_buffer("item_codes", torch.zeros(self.size, self.length, dtype=torch.int64))
+        self.table = nn.Embedding(1 + self.length * codes, dim, padding_idx=0)
+        nn.init.normal_(self.table.weight[1:], std=0.02)
+        self.begin = nn.Parameter(0.02 * torch.randn(dim))
+        self.read_places, self.written_places = (
+            nn.Parameter(0.02 * torch.randn(self.length, dim)),
+            nn.Parameter(0.02 * torch.randn(self.length, dim)),
+        )
+        self.positions = nn.Parameter(0.02 * torch.randn(self.history.max_len, dim))
+        self.dropout, self.scale = nn.Dropout(dropout), dim**0.5
+        self.encoder = nn.ModuleList(
+            TransformerLayer(dim, heads, hidden, dropout=dropout, before=True) for _ in range(layers)
+        )
+        self.decoder = nn.ModuleList(DecoderLayer(dim, heads, hidden, dropout) for _ in range(layers))
+        self.norms = nn.ModuleList([nn.LayerNorm(dim), nn.LayerNorm(dim)])
+
+    # -- the transformer -----------------------------------------------------------------------------------------------
+    def _vectors(self, codes: Tensor) -> Tensor:
+        """Of the first l codes of items, from 1 and 0 for none, ``[..., l]``: ``[..., l, D]``."""
+        first = self.codes * torch.arange(codes.shape[-1], device=codes.device)
+        return F.embedding(codes + first * (codes > 0), self.table.weight) * self.scale
+
+    def read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """What the decoder reads ``[R, 1 + T · C, D]``, which of it is live, and the item ids of the history ``[R, T]``."""
+        key = f"{self.schema.item}@{self.history.name}"
+        ids, offsets = column(batch, key), batch.get(f"{self.history.name}@offsets")
+        ids = (ids if offsets is None else padded(ids, offsets)).long()
+        check_ids(ids, key, self.size)
+        codes = self.item_codes[ids]
+        back = (ids > 0).sum(-1, keepdim=True) - 1 - torch.arange(ids.shape[1], device=ids.device)  # 0: the most recent
+        place = F.embedding(back.clamp(0, self.history.max_len - 1), self.positions).unsqueeze(-2) + self.read_places
+        x = (self._vectors(codes) + place).flatten(1, 2)
+        x = torch.cat([self.begin.expand(x.shape[0], 1, -1).to(x.dtype), x], 1)
+        live = F.pad((codes > 0).flatten(1), (1, 0), value=True)
+        x = self.dropout(x) * live.unsqueeze(-1)
+        for layer in self.encoder:
+            x = layer(x, live, causal=True)
+        return self.norms[0](x) * live.unsqueeze(-1), live, ids
+
+    def written(self, codes: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """States behind the beginning and each of codes ``[R, G, l]``, of which the next is told: ``[R, G, l + 1, D]``.
+
+        G items are written for each memory ``[R, S, D]``, which item g reads where ``mask [R, G, S]``.
+        """
+        x = F.pad(self._vectors(codes), (0, 0, 1, 0)) + self.written_places[: codes.shape[-1] + 1]
+        x = self.dropout(x)
+        for layer in self.decoder:
+            x = layer(x, memory, mask)
+        return self.norms[1](x)
+
+    def log_p(self, states: Tensor, level: int = 0) -> Tensor:
+        """Of each value of the codes from `level` on, by states ``[..., l, D]``: float32 ``[..., l, K]``."""
+        tables = self.table.weight[1:].view(self.length, self.codes, -1)[level : level + states.shape[-2]]
+        with torch.autocast(states.device.type, enabled=False):
+            return torch.einsum("...ld,lkd->...lk", states.float(), tables.float()).log_softmax(-1)
+
+    def _of_items(self, states: Tensor, codes: Tensor) -> Tensor:
+        """s of items, by states ``[..., C, D]`` and codes ``[..., C]``; without codes, that of codes drawn blindly."""
+        found = self.log_p(states).gather(-1, (codes - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1).sum(-1)
+        return torch.where(codes[..., 0] > 0, found, -self.length * math.log(self.codes))
+
+    def _score(self, items: Tensor, memory: Tensor, live: Tensor) -> Tensor:
+        """s of items ``[R, G]``."""
+        codes = self.item_codes[items.long()]
+        mask = live.unsqueeze(1).expand(-1, items.shape[1], -1)
+        return self._of_items(self.written(codes[..., :-1], memory, mask), codes)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        items = column(batch, self.schema.item)  # type: ignore[arg-type]
+        check_ids(items, self.schema.item, self.size)  # type: ignore[arg-type]
+        memory, live, _ = self.read(batch)
+        score = self._score(items, memory, live)
+        return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The codes of the next item after each step, and before the first; the last is the target, if its label is positive."""
+        if not self.item_codes.any():
+            raise TrainingError(
+                "TIGER's items have no codes. Use model.fit(train), or model.prepare(columns) before a Trainer."
+            )
+        memory, live, ids = self.read(batch)
+        end = (ids > 0).sum(-1, keepdim=True)
+        wanted = F.pad(ids, (0, 1)).scatter(1, end, sought(batch, self.schema).long().unsqueeze(-1))  # [R, T + 1]
+        token, step = torch.arange(live.shape[1], device=ids.device), torch.arange(wanted.shape[1], device=ids.device)
+        before = live.unsqueeze(1) & (token < 1 + self.length * step.unsqueeze(-1))
+        codes = self.item_codes[wanted]
+        where = codes[..., 0] > 0
+        states = self.written(codes[..., :-1], memory, before)[where]
+        return {"codes": -self._of_items(states, codes[where]).sum() / (self.length * where.sum().clamp(min=1))}
+
+    def training_columns(self, train: Any) -> Any:
+        return covering(train, self.history)
+
+    # -- the codes -----------------------------------------------------------------------------------------------------
+    def prepare(self, train: Columns) -> None:
+        """Give the items of the catalogue their codes; `fit` does so.
+
+        Raises:
+            DataError: no item was met, or codes ** 2 items share all codes but the last.
+        """
+        vectors = self.vectors(train)
+        live = torch.from_numpy(vectors.any(1)).nonzero().flatten()
+        if not len(live):
+            raise DataError("TIGER found no item that a user has met; train it on a log with positive rows.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            codes = self._quantized(torch.from_numpy(vectors)[live])
+        self.item_codes.zero_()
+        self.item_codes[live] = (kept_apart(codes, self.codes) + 1).to(self.item_codes.device)
+
+    def _quantized(self, x: Tensor) -> Tensor:
+        """``[n, levels]``, from 0."""
+        if self.quantizer_steps:
+            quantizer = ResidualAutoencoder(x.shape[1], self.levels, self.codes)
+            return quantizer.learn(x, self.quantizer_steps, self.seed)
+        means = ResidualQuantizer(x.shape[1], self.levels, self.codes)
+        means.start(x, torch.Generator().manual_seed(self.seed))
+        return means.eval()(x)[0]
+
+    def vectors(self, train: Columns) -> np.ndarray:
+        """What the codes are made of: float32 ``[N, W]``, zeros for items of which nothing is known."""
+        sets, _ = sessions(train, None, None, "TIGER")
+        counts = np.bincount(sets.columns, minlength=sets.width)
+        beside = [f for f in self.schema.by_role("item") if f.name != self.schema.item]
+        read = [f for f in beside if is_embedded(f) and not is_derived(f)]
+        parts = together(sets.width, [item_values(self.catalog, f) for f in read])
+        skip = ItemVectors(self.schema, **CONTENT, seed=self.seed, task=None, history=None, last=None, decay=1.0)
+
+        def passed(epoch: int) -> Any:
+            return thinned(sets, np.ones(sets.width), (self.seed << 20) + epoch, True)
+
+        table, attention = skip.learn([passed] * PASSES, counts, parts)
+        skip.keep(composed(parts, attention, table, counts > 0), np.ones(sets.width))
+        found = [skip.vectors]
+        for f in (f for f in beside if isinstance(f, Vector)):
+            given = self.catalog.block.column(f.name).astype(np.float32)
+            found.append(given / np.linalg.norm(given, axis=1, keepdims=True).clip(1e-30))
+        whole = np.concatenate(found, 1)
+        whole[np.setdiff1d(np.arange(len(whole)), self.catalog.ids)] = 0
+        return whole
+
+    def code_use(self) -> dict[str, float]:
+        """How well the codes keep items apart: the share of items that share all codes but the last with another
+        (``collisions``), and of each level's codes that are used (``used_1``, ...).
+        """
+        codes = self.item_codes[self.item_codes[:, 0] > 0].cpu()
+        _, count = codes[:, :-1].unique(dim=0, return_counts=True)
+        shared = float(count[count > 1].sum()) / max(len(codes), 1)
+        used = {f"used_{i + 1}": len(codes[:, i].unique()) / self.codes for i in range(self.levels)}
+        return {"collisions": shared, **used}
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def search(self, requests: Requests, k: int, exclude_seen: bool, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """Beam search over the codes of allowed items; nothing that is allowed is lost for want of a beam."""
+        was, _ = self.training, self.eval()
+        trie = Trie(self.item_codes.cpu(), allowed, self.codes)
+        longest = int(np.diff(requests.seen[0]).max(initial=0)) if exclude_seen else 0
+        width = max(1, min(max(self.beam, k + longest), len(trie.items)))
+        size = max(1, CELLS // (width * self.codes))
+        found = [
+            self._beams(requests.slice(i, i + size), trie, width, k, exclude_seen)
+            for i in range(0, len(requests), size)
+        ]
+        self.train(was)
+        if not found:
+            return torch.zeros(0, k, dtype=torch.int64), torch.zeros(0, k)
+        return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+
+    def _beams(self, requests: Requests, trie: Trie, width: int, k: int, exclude_seen: bool) -> tuple[Tensor, Tensor]:
+        memory, live, _ = self.read(self._here(requests.batch))
+        n = len(requests)
+        codes, key, score = (
+            torch.zeros(n, 1, 0, dtype=torch.int64),
+            torch.zeros(n, 1, dtype=torch.int64),
+            torch.zeros(n, 1),
+        )
+        for level in range(self.length):
+            mask = live.unsqueeze(1).expand(-1, key.shape[1], -1)
+            log_p = self.log_p(self.written(codes.to(memory.device), memory, mask)[:, :, -1:], level)[:, :, 0].cpu()
+            place, there = trie.children(key, level)  # [n, B, K]
+            score = (score.unsqueeze(-1) + log_p).masked_fill(~there, -torch.inf)
+            if level == self.levels:
+                ids = trie.items[place]
+                if exclude_seen:
+                    offsets, items = (torch.as_tensor(x).long() for x in requests.seen)
+                    seen = torch.zeros(n, len(self.item_codes), dtype=torch.bool)
+                    seen[torch.repeat_interleave(torch.arange(n), offsets.diff()), items] = True
+                    score.masked_fill_(seen.gather(1, ids.flatten(1)).view(ids.shape), -torch.inf)
+                best = score.flatten(1).topk(min(k, score[0].numel()))
+                return ids.flatten(1).gather(1, best.indices), best.values
+            best = score.flatten(1).topk(min(width, score[0].numel()))
+            beam, code = best.indices // self.codes, best.indices % self.codes
+            score, key = best.values, key.gather(1, beam) * self.codes + code
+            before = codes.gather(1, beam.unsqueeze(-1).expand(-1, -1, level))
+            codes = torch.cat([before, code.unsqueeze(-1) + 1], -1)
+        raise AssertionError("an item has at least two codes")
+
+    @torch.no_grad()
+    def pair_scores(self, requests: Requests, ids: Tensor) -> Tensor:
+        """s of given items: ids ``[R, K]`` → float32 ``[R, K]``."""
+        was, _ = self.training, self.eval()
+        size, found = max(1, CELLS // max(ids.shape[1] * self.codes * self.length, 1)), []
+        for start in range(0, len(requests), size):
+            memory, live, _ = self.read(self._here(requests.slice(start, start + size).batch))
+            items = ids[start : start + size].to(memory.device)
+            found.append(self._score(items, memory, live).cpu())
+        self.train(was)
+        return torch.cat(found) if found else torch.zeros(ids.shape)
