@@ -1079,6 +1079,19 @@ CASES = [
         exempt={"two_sides": "a network scores the pair"},
     ),
     Case(
+        retrieval.DUPN,
+        {
+            "dim": 8,
+            "properties": ("genre",),
+            "attention": 6,
+            "dropout": 0.1,
+            "loss": "softmax",
+            "negatives": 8,
+        },
+        band=0.5,
+        unread=("user_id", "genre", "title", "price", "image"),
+    ),
+    Case(
         retrieval.UltraGCN,
         {
             "dim": 8,
