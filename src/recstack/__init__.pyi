@@ -23,6 +23,7 @@ from .data import WindowCounter as WindowCounter
 from .data import datasets as datasets
 from .data import onboarding as onboarding
 from .data import prepare as prepare
+from .data import sampling as sampling
 from .data import simulator as simulator
 from .data import splits as split
 from .data.readers import read as read

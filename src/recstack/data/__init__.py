@@ -26,7 +26,7 @@ _WHERE = {
     "read": "readers",
     "with_counters": "counters",
 }
-_MODULES = ("counters", "datasets", "simulator", "splits")
+_MODULES = ("counters", "datasets", "sampling", "simulator", "splits")
 
 __all__ = [*_WHERE, *_MODULES]
 

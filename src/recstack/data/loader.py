@@ -37,6 +37,8 @@ class Loader:
             Labels of negatives are 0 for binary tasks and weighted_logistic ones, others are missing. A user who has
             every item gets masked cells.
         negative_power: draw items by (rows of the item) ** power; 0 is uniform over the catalog.
+        proposal: draw items by these chances instead, float [N] by item id (`sampling.weighted_negatives`); batches then
+            tell their logarithm of each candidate, `@log_q`, which tasks of loss "nce" and "sampled_softmax" correct for.
         hard: puts others in place of some of what was drawn, by its ``mix(users, positive, drawn, chance)``; see
             `training.HardNegatives`. What a user has is drawn again all the same.
         drop_last: leave out a last batch that is not full.
@@ -64,6 +66,7 @@ class Loader:
         seed: int = 0,
         negatives: int = 0,
         negative_power: float = 0.0,
+        proposal: np.ndarray | None = None,
         hard: Any = None,
         drop_last: bool = False,
         prefetch: int = 2,
@@ -97,7 +100,7 @@ class Loader:
             None  # which are loaded; None for all: of data beyond memory no list is kept
         )
         if negatives:
-            self._prepare_negatives(catalog or columns.catalog, negative_power)
+            self._prepare_negatives(catalog or columns.catalog, negative_power, proposal)
         self._total = columns.n_requests if self._requests is None else len(self._requests)
         if self._total < self.world:
             raise DataError(
@@ -182,7 +185,7 @@ class Loader:
         return self._with_negatives(index, np.random.default_rng((self.seed, epoch, step)), mine)
 
     # -- negatives ----------------------------------------------------------------------------------------------------
-    def _prepare_negatives(self, catalog: ItemStore | None, power: float) -> None:
+    def _prepare_negatives(self, catalog: ItemStore | None, power: float, proposal: np.ndarray | None) -> None:
         assert isinstance(self.columns, Columns)
         self._rows = self.columns
         schema = self._rows.schema
@@ -203,6 +206,16 @@ class Loader:
             self._cumulative = np.cumsum(count.astype(np.float64) ** power)
             if not self._cumulative[-1] > 0:
                 raise ConfigError("negative_power= weighs items by their rows, and no item of the catalog has any.")
+        self._log_q = None
+        if proposal is not None:
+            chance = np.asarray(proposal, np.float64)
+            if power or chance.shape != (catalog.size,) or not (chance[catalog.ids] > 0).all():
+                raise ConfigError(
+                    f"proposal= is a positive chance of each item, [{catalog.size}] by item id, in place of negative_power=."
+                )
+            self._cumulative = np.cumsum(chance[catalog.ids])
+            self._log_q = np.zeros(catalog.size, np.float32)
+            self._log_q[catalog.ids] = np.log(chance[catalog.ids] / self._cumulative[-1])
         self._users = np.zeros(self._rows.n_requests, np.int32) if schema.user is None else self._rows.user_ids
         nothing = np.zeros(2, np.int64), np.zeros(0, np.int32)
         self._seen = nothing if schema.user is None else self._rows.seen_by_user
@@ -233,6 +246,8 @@ class Loader:
             batch[name] = self._labels_of_all(name, label)
         if not (live := ids != 0).all():
             batch["@mask"] = torch.from_numpy(live)
+        if self._log_q is not None:
+            batch["@log_q"] = torch.from_numpy(self._log_q[ids])
         return batch
 
     def _taken(self, users: np.ndarray, positive: np.ndarray, drawn: np.ndarray) -> np.ndarray:

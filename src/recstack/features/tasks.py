@@ -23,11 +23,12 @@ Logits = dict[str, Tensor]
 LISTS = ("bpr", "listnet", "pairwise_hinge", "pairwise_logistic", "sampled_softmax", "softmax")  # any label that orders
 #: The losses that each kind of task may choose, its usual one first.
 LOSSES = {
-    "binary": ("bce", "focal", "ghm", "bce_pairwise", "jrc", *LISTS),
+    "binary": ("bce", "focal", "ghm", "bce_pairwise", "jrc", "nce", *LISTS),
     "regression": ("mse", "mae", "huber", "weighted_logistic", *LISTS),
     "multiclass": ("cross_entropy", "focal"),
     "histogram": ("kl", "js", "wasserstein"),
 }
+DRAWN = ("nce", "sampled_softmax")  # losses of drawn candidates, which ask how likely each was
 METRICS = {
     "binary": ("auc", "logloss"),
     "regression": ("mae", "rmse"),
@@ -116,7 +117,8 @@ def loss(task: Task) -> Callable[..., Tensor]:
     Raises:
         ConfigError: a loss, option or value that does not exist, or a loss that is not for tasks of this kind.
     """
-    function, name = loss_room.get(task.loss or LOSSES[task.kind][0]), loss_name(task)
+    known = loss_room.LOSSES | {"nce": loss_room.nce}  # one of towers, which lists of drawn items may learn by too
+    function, name = loss_room.get(task.loss or LOSSES[task.kind][0], known), loss_name(task)
     if name not in LOSSES[task.kind]:
         raise ConfigError(
             f"Task {task.name!r} is {task.kind}, and the loss {name!r} is not for that kind. "
@@ -137,13 +139,17 @@ def check(schema: Schema) -> None:
 
 
 def losses(logits: Logits, batch: Batch, schema: Schema) -> dict[str, Tensor]:
-    """Each task's own loss times its weight; tasks of weight 0 have none. Raises SchemaError where no task has a loss."""
+    """Each task's own loss times its weight; tasks of weight 0 have none. Raises SchemaError where no task has a loss.
+
+    Where a batch tells how likely each candidate was to be drawn (`@log_q`), losses of drawn candidates correct for it.
+    """
     out = {}
     for task in schema.tasks:
         if task.weight == 0:
             continue
         label, where, weight = target(batch, schema, task)
-        out[task.name] = loss(task)(logits[task.name], label, where=where, weight=weight) * task.weight
+        drawn = {"log_q": batch["@log_q"]} if "@log_q" in batch and loss_name(task) in DRAWN else {}
+        out[task.name] = loss(task)(logits[task.name], label, where=where, weight=weight, **drawn) * task.weight
     if not out:
         raise SchemaError("No task has a loss: declare tasks=[...], at least one with a weight above 0.")
     return out
