@@ -21,7 +21,7 @@ def world():
 def model(world):
     torch.manual_seed(0)
     encoder = rs.Encoder(world.log.schema).fit(world.log)
-    model = rs.retrieval.TDM(encoder.schema, dim=8, hidden=(16, 8), windows=(1, 2, 3), leaf_negatives=8, beam=4)
+    model = rs.retrieval.TDM(encoder.schema, dim=8, hidden=(16, 8), windows=(1, 2, 3), leaf_negatives=8, beam=2)
     return model.fit(world.log, epochs=8, lr=0.03, batch_size=32, progress=False)
 
 

@@ -35,7 +35,7 @@ class Structured(Recommends):
         raise NotImplementedError
 
     def search(self, requests: Requests, k: int, exclude_seen: bool, allowed: Tensor) -> tuple[Tensor, Tensor]:
-        return self._search(requests, k, exclude_seen, allowed)[:2]
+        return self.counted_search(requests, k, exclude_seen, allowed)[:2]
 
     @torch.no_grad()
     def measure(self, users: Any, k: int = 10, exclude_seen: bool = True) -> dict[str, float]:
@@ -44,7 +44,7 @@ class Structured(Recommends):
         requests = self.requests(users)
         allowed = torch.ones(self.catalog.size, dtype=torch.bool)
         allowed[:2] = False
-        _, found, scored = self._search(requests, k, exclude_seen, allowed)
+        _, found, scored = self.counted_search(requests, k, exclude_seen, allowed)
         _, best = best_of_all(self.every_score, requests, k, exclude_seen, allowed, CELLS)
         worst = best.masked_fill(best == -torch.inf, torch.inf).amin(1, keepdim=True)
         hits = (found >= worst - 1e-5 * worst.abs()).sum()
@@ -52,7 +52,10 @@ class Structured(Recommends):
         return {"recall": float(recall), "share": float(scored.double().mean() / (self.catalog.size - 2))}
 
     @torch.no_grad()
-    def _search(self, requests: Requests, k: int, exclude_seen: bool, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def counted_search(
+        self, requests: Requests, k: int, exclude_seen: bool, allowed: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `search`, and how many scores were computed for each request, int64 ``[R]``."""
         k, size = min(k, len(allowed)), max(1, CELLS // len(allowed))
         ids, scores = torch.zeros(len(requests), k, dtype=torch.int64), torch.full((len(requests), k), -torch.inf)
         counted = torch.zeros(len(requests), dtype=torch.int64)

@@ -223,7 +223,8 @@ class TDM(Structured, NextItem):
     def walk(self, requests: Any, k: int, alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         users, beam, at = self._users(requests), max(self.beam, k), torch.arange(len(requests)).unsqueeze(1)
         leaves = alive[:, self.leaves]  # row 0 is no item, and never alive
-        level = min(self.height, beam.bit_length())  # the first that has more than `beam` nodes
+        # The first level is scored whole: 4 to 8 nodes for each that is kept cost what the levels above them would.
+        level = min(self.height, (8 * beam).bit_length() - 1)
         nodes = torch.arange(2**level).expand(len(requests), -1)
         scored = torch.zeros(len(requests), dtype=torch.int64)
         while True:
