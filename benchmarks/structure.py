@@ -104,7 +104,7 @@ def rpg(data: Any, args: argparse.Namespace) -> Iterator[tuple[str, Any, str, in
     )
     newest = data.train.select(data.train.newer() < 12)
     ranker.fit(newest, epochs=args.epochs or 1, lr=3e-3, batch_size=512, seed=args.seed, progress=False)
-    yield "RPG over DIN, linear attention", graph(ranker, data, args), "effort", args.epochs or 2
+    yield "RPG over DIN, linear attention", graph(ranker, data, args), "effort", args.epochs or 1
 
 
 def graph(model: Any, data: Any, args: argparse.Namespace) -> Any:
