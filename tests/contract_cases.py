@@ -1018,6 +1018,19 @@ CASES = [
         unread=("user_id",),
     ),
     Case(
+        retrieval.EntireSpaceTower,
+        {
+            "dim": 6,
+            "hidden": (12, 8),
+            "temperature": 0.2,
+            "exposure": 0.5,
+            "product": 0.5,
+            "history": "sum",
+            "dropout": 0.1,
+        },
+        lists=5,
+    ),
+    Case(
         retrieval.LightGCN,
         {"dim": 8, "layers": 2, "weight_decay": 1e-3},
         testing.keys_only(testing.schema()),
