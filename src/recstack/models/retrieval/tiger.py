@@ -125,6 +125,18 @@ class TIGER(Retriever):
         self.decoder = nn.ModuleList(DecoderLayer(dim, heads, hidden, dropout) for _ in range(layers))
         self.norms = nn.ModuleList([nn.LayerNorm(dim), nn.LayerNorm(dim)])
 
+    def user_vectors(self, batch: Batch) -> Tensor:
+        """``[R, 1, D]``: the encoder's last state. With an item's vector its inner product says nothing."""
+        memory, live, _ = self.read(batch)
+        last = live.shape[1] - 1 - live.flip(-1).long().argmax(-1)
+        return memory.take_along_dim(last[:, None, None], 1)
+
+    def item_vectors(self, batch: Batch) -> Tensor:
+        """``[N, D]``: the sum of the vectors of an item's codes but the last, near each other for items that share codes."""
+        ids = column(batch, self.schema.item)  # type: ignore[arg-type]
+        check_ids(ids, self.schema.item, self.size)  # type: ignore[arg-type]
+        return self._vectors(self.item_codes[ids.long(), :-1]).sum(-2)
+
     # -- the transformer -----------------------------------------------------------------------------------------------
     def _vectors(self, codes: Tensor) -> Tensor:
         """Of the first l codes of items, from 1 and 0 for none, ``[..., l]``: ``[..., l, D]``."""
