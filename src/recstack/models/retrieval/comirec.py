@@ -59,7 +59,8 @@ class ComiRecDR(ReadsPrefixes):
     ):
         super().__init__(schema, dim, loss=loss, negatives=negatives)
         self.iterations = iterations
-        self.votes = nn.Parameter(torch.randn(self.history.max_len, interests, dim, dim) * dim**-0.5)
+        # of deviation one, as the authors have them: what is short after them is squashed to nothing, and hardly learned
+        self.votes = nn.Parameter(torch.randn(self.history.max_len, interests, dim, dim))
 
     def interests(self, batch: Mapping[str, Tensor], prefix: Tensor) -> Tensor:
         x, _ = self.inputs(batch, "history").sequence(self.history.name)
