@@ -75,9 +75,37 @@ def preferences(model):
         own[0] = 0
 
 
+def paths(model):
+    """PDN's edges: each item leads to all others, and shares every clue to some degree."""
+    source, target = torch.cartesian_prod(torch.arange(2, model.size), torch.arange(2, model.size)).T
+    keys = (source * model.size + target)[source != target]
+    model.edges = torch.cat([keys, model.edges[-1:]])
+    model.clues = torch.arange(len(model.edges)).unsqueeze(1).add(torch.arange(model.clues.shape[1])).sin()
+
+
+def relations(model):
+    """RCF's attributes: two values of each type, by remainders of the id."""
+    ids, first = torch.arange(model.size), 1
+    values = torch.zeros(model.size, len(model.types), 2, dtype=torch.int64)
+    for t, f in enumerate(model.types):
+        values[2:, t] = first + torch.stack([ids % 3, 3 + ids % 2], 1)[2:]
+        first += f.size
+    item, value = values.nonzero()[:, 0], values[values > 0]
+    model.values, model.members = values, item[value.argsort(stable=True)]
+    model.starts[1:] = torch.bincount(value, minlength=len(model.starts) - 1).cumsum(0)
+
+
+def digits(model):
+    """TIGER's codes: the digits of the id, and nothing to number."""
+    ids = torch.arange(2, model.size)
+    codes = [ids // model.codes ** (model.levels - 1 - l) % model.codes for l in range(model.levels)]
+    model.item_codes[2:] = torch.stack([*codes, 0 * ids], 1) + 1
+
+
 # PinSage takes what items are from the catalogue, and of users it reads the history alone.
 _KEPT = {IDS.item, *(h.name for h in IDS.histories)}
 UNREAD_ITEMS = tuple(f.name for f in testing.schema().features if f.name not in _KEPT)
+UNREAD = tuple(name for name in UNREAD_ITEMS if name != IDS.user)  # of a model that knows users by their ids
 
 # What was clicked, what was shown and not clicked, what was disliked.
 FEEDBACK = IDS.replace(
@@ -1103,6 +1131,56 @@ CASES = [
         },
         band=0.5,
         unread=("user_id", "genre", "title", "price", "image"),
+    ),
+    Case(
+        retrieval.RCF,
+        {
+            "dim": 8,
+            "features": ("genre",),
+            "attention": 6,
+            "hidden": (12,),
+            "dropout": 0.2,
+            "smoothing": 0.7,
+            "relation_weight": 0.1,
+        },
+        lists=5,
+        prepare=relations,
+        unread=UNREAD,
+        exempt={"two_sides": "what is near depends on the target"},
+    ),
+    Case(
+        retrieval.TIGER,
+        {
+            "dim": 8,
+            "layers": 1,
+            "heads": 2,
+            "hidden": 12,
+            "dropout": 0.2,
+            "levels": 2,
+            "codes": 6,
+            "quantizer_steps": 5,
+            "beam": 3,
+            "seed": 3,
+        },
+        IDS,
+        band=0.5,
+        prepare=digits,
+        unread=("user_id",),
+        exempt={"two_sides": "codes are written one after the other"},
+    ),
+    Case(
+        retrieval.PDN,
+        {
+            "dim": 6,
+            "hidden": (12, 8),
+            "path_hidden": (10, 6),
+            "triggers": 4,
+            "neighbours": 5,
+            "bias": ("hour",),
+        },
+        prepare=paths,
+        unread=("hour",),
+        exempt={"two_sides": "paths are more than two sides"},
     ),
     Case(
         retrieval.UltraGCN,
