@@ -5,9 +5,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import recstack as rs
 from recstack.data import Requests
+from recstack.features import Inputs
+from recstack.models.base import Retriever
 
 FEATURES = [
     rs.Categorical("user", "user"),
@@ -104,27 +107,37 @@ def test_melu_answers_for_new_users_and_new_items_from_a_history():
 BASE = partial(rs.retrieval.DSSM, dim=4, hidden=(8,), temperature=0.2)
 
 
+class Squares(Retriever):
+    """A base whose rows do not see each other, as they do in a softmax."""
+
+    def __init__(self, schema):
+        super().__init__(schema)
+        self.inputs = Inputs(schema, 4, std=1.0)
+        self.tower, self.users = nn.Linear(8, 3), nn.Embedding(100, 3)
+
+    def item_vectors(self, batch):
+        return self.tower(self.inputs(batch, "item").flat()).tanh()
+
+    def losses(self, batch):
+        score = (self.users(batch["user"]).unsqueeze(1) * self.item_vectors(batch)).sum(-1)
+        return {"square": (1 - score).square()[batch["click@label"] == 1].mean()}
+
+
 def test_meta_embedding_is_the_loss_after_one_step_of_each_item():
     encoder, warm, _ = world()
     torch.manual_seed(0)
-    model = rs.retrieval.MetaEmbedding(encoder.schema, base=BASE, alpha=0.3, warm_lr=0.5).eval()
+    model = rs.retrieval.MetaEmbedding(encoder.schema, base=Squares, alpha=0.3, warm_lr=0.5).eval()
     base, columns = model.base, encoder.encode(warm)
     one, other = (np.flatnonzero(columns.item_ids == i) for i in np.unique(columns.item_ids)[:2])
     batch = columns.batch(np.concatenate([one[:4], other[:2]]))  # rows 0, 2 and 4 are the first half
     items = {n: batch[n][:, 0] for n in ("item", "kind")}
-    start, users = model.generated(items).detach(), base.user_vectors(batch)[:, 0].detach()
+    start = model.generated(items).detach()
 
     def squares(embeddings):
-        """Of each row; what the item tower gives for these embeddings, without the model's detour."""
-        x = torch.cat([embeddings, base.inputs(items, "item")["kind"]], -1)
-        vectors = torch.nn.functional.normalize(base.item_out(base.item_tower(x)), dim=-1)
-        return (1 - (users * vectors).sum(-1)).square()
+        """Of each row, with these embeddings of its item."""
+        vectors = base.tower(torch.cat([embeddings, base.inputs(items, "item")["kind"]], -1)).tanh()
+        return (1 - (base.users(batch["user"]) * vectors).sum(-1)).square()
 
-    def losses(b):
-        found = (1 - (base.user_vectors(b) * base._items(b, b["item"])).sum(-1)).square()
-        return {"square": found[b["click@label"] == 1].mean()}
-
-    base.losses = losses  # a softmax over two items would mix them
     with torch.no_grad():
         half = torch.tensor([1.0, 0, 1, 0, 1, 0])
         slope, e = torch.zeros_like(start), 1e-2
@@ -151,3 +164,18 @@ def test_meta_embedding_gives_new_items_an_embedding_and_leaves_the_base_alone()
     assert all(p.requires_grad for p in model.base.parameters())
     torch.testing.assert_close(after[new], model.generated(encoder.catalog.batch(new)))
     assert camps(model, encoder, log, COLD_ITEMS) > 0.9
+
+
+def test_meta_embedding_generates_for_items_that_came_later():
+    _, warm, log = world()
+    encoder = rs.Encoder(warm.schema).fit(warm)
+    model = rs.retrieval.MetaEmbedding(encoder.schema, base=BASE)
+    model.prepare(encoder.encode(warm))
+    assert model.generate() == 0
+    later = encoder.grown(log)
+    new = model.grown(later)
+    assert new.generate() == len(COLD_ITEMS)
+    ids = torch.from_numpy(later.encode_values("item", list(COLD_ITEMS))).long()
+    vectors = new.base.inputs.tables.by_id("item")
+    torch.testing.assert_close(vectors[ids], new.generated(later.catalog.batch(ids)))
+    assert torch.equal(vectors[2 : len(model.met)], model.base.inputs.tables.by_id("item")[2:])

@@ -66,6 +66,7 @@ class DropoutNet(Retriever):
     torch.Size([3, 5])
     """
 
+    USER: ClassVar[tuple[str, ...]] = ("user", "context", "domain")
     needs: ClassVar[tuple[str, ...]] = ("user", "item")
     trainer: ClassVar[dict[str, Any]] = {"optimizer": "adam", "lr": 1e-3, "batch_size": 256, "negatives": 4}
 
@@ -97,8 +98,6 @@ class DropoutNet(Retriever):
         for name, key in (("users", self.user), ("items", self.item)):
             self.register_buffer(name, torch.zeros(schema.feature(key).size, dim))  # type: ignore[attr-defined]
         self.register_buffer("scale", torch.ones(()))
-
-    USER: ClassVar[tuple[str, ...]] = ("user", "context", "domain")
 
     def pretrain(self, model: Any) -> Self:
         """Take the preference vectors of a fitted model that has `users` and `items` by id: iALS, BPR, GMF, LightGCN ...
@@ -154,7 +153,7 @@ class DropoutNet(Retriever):
         return self.user_tower(torch.cat(parts, -1)).unsqueeze(1)
 
     def _item(self, batch: Batch, preferences: Tensor) -> Tensor:
-        content = [x.view(*preferences.shape[:-1], -1) for x in self._content(batch, "item")]
+        content = [x.view(*preferences.shape[:-1], x.shape[-1]) for x in self._content(batch, "item")]
         return self.item_tower(torch.cat([preferences, *content], -1))
 
     def _content(self, batch: Batch, *roles: str) -> list[Tensor]:

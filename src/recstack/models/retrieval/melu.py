@@ -89,7 +89,8 @@ class MeLU(Retriever):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         ids = column(batch, self.schema.item)  # type: ignore[arg-type]
-        items = self.inputs(batch, "item").flat().view(*ids.shape, -1)  # lists of values say not whose they are
+        items = self.item_vectors(batch)
+        items = items.view(*ids.shape, items.shape[-1])  # lists of values do not say whose they are
         score = self._score(self.user_vectors(batch)[:, 0], items)
         return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
 

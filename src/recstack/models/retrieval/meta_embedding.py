@@ -115,7 +115,7 @@ class MetaEmbedding(Retriever):
             return self.common.expand(*ids.shape, -1)
         slots = self.base.inputs(batch, "item")
         x = torch.cat([slots[name] for name in self.beside], -1)
-        return self.generator(x).view(*ids.shape, -1) + self.common
+        return self.generator(x).view(*ids.shape, self.common.shape[0]) + self.common
 
     # -- training -----------------------------------------------------------------------------------------------------
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -185,6 +185,13 @@ class MetaEmbedding(Retriever):
             self.trained = trainer.fit(Loader(train.select(by_item), batch_size, **near))
         self.generate()
         return self
+
+    def grown(self, source: Any) -> Self:
+        """As `Model.grown`; items that are new in `source` wait for `generate`."""
+        new = super().grown(source)
+        new.met[: len(self.met)] = self.met
+        new.met[len(self.met) :] = False
+        return new
 
     @torch.no_grad()
     def generate(self, block: int = 65536) -> int:
