@@ -134,10 +134,10 @@ def test_another_encoder_is_not_a_grown_one():
 
 def test_counts_that_come_from_data_are_left_to_fit():
     model = DSSM(testing.schema(), dim=4)
-    model.drawn.fill_(3.0)
+    model.softmax.drawn.fill_(3.0)
     new = model.grown(larger())
-    assert new.drawn.shape == (29,)
-    assert not new.drawn.any()
+    assert new.softmax.drawn.shape == (29,)
+    assert not new.softmax.drawn.any()
 
 
 # -- vectors from elsewhere --------------------------------------------------------------------------------------------

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack.errors import SchemaError
 from recstack.features import Inputs
 from recstack.features.inputs import Slots
 from recstack.nn.interaction.importance import FieldImportance
+from recstack.nn.mlp import MLP
 from recstack.nn.sequence import Pooling
-from recstack.nn.tower import Tower
 from recstack.schema import Schema, Task
 
 USER = ("user", "context", "domain", "history")
@@ -48,20 +49,22 @@ class Towers(nn.Module):
         super().__init__()
         own = schema.without(*[f.name for f in schema.fields if f.role == PAIRS])
         self.inputs = Inputs(own, dim, history=history, std=0.02)
-        self.of_user = Tower(self.inputs.width(*USER) + more[0], hidden, dropout=dropout)
-        self.of_item = Tower(self.inputs.width("item") + more[1], hidden, dropout=dropout)
+        self.user_tower = MLP(self.inputs.width(*USER) + more[0], hidden[:-1], dropout=dropout)
+        self.item_tower = MLP(self.inputs.width("item") + more[1], hidden[:-1], dropout=dropout)
+        self.user_out = nn.Linear(self.user_tower.width, hidden[-1])
+        self.item_out = nn.Linear(self.item_tower.width, hidden[-1])
         self.user_fields = FieldImportance(len(self._names(*USER))) if senet else None
         self.item_fields = FieldImportance(len(self._names("item"))) if senet else None
 
     def user(self, batch: Mapping[str, Tensor], more: Tensor | None = None) -> Tensor:
         """``[R, D]``; `more` ``[R, width]``."""
         x = self._flat(self.inputs(batch, *USER), self.user_fields, USER, more)
-        return self.of_user(x).squeeze(-2)
+        return F.normalize(self.user_out(self.user_tower(x)).float(), dim=-1)
 
     def item(self, batch: Mapping[str, Tensor], more: Tensor | None = None) -> Tensor:
         """``[R, L, D]`` of candidates, ``[N, D]`` of items that stand alone."""
         x = self._flat(self.inputs(batch, "item"), self.item_fields, ("item",), more)
-        return self.of_item(x).squeeze(-2)
+        return F.normalize(self.item_out(self.item_tower(x)).float(), dim=-1)
 
     def _names(self, *roles: str) -> list[str]:
         return [name for name in self.inputs.widths if self.inputs.roles[name] in roles]

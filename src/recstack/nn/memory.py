@@ -38,7 +38,6 @@ class CrossBatchMemory(nn.Module):
         size = self.ids.shape[0]
         vectors, ids = vectors[-size:], ids[-size:]
         place = (self.at + torch.arange(ids.shape[0], device=ids.device)) % size
-        # Not in place: the step's graph still reads what is overwritten.
-        self.vectors = self.vectors.index_copy(0, place, vectors.to(self.vectors))
-        self.ids = self.ids.index_copy(0, place, ids.long())
-        self.at = (self.at + ids.shape[0]) % size
+        self.vectors.index_copy_(0, place, vectors.to(self.vectors))
+        self.ids.index_copy_(0, place, ids.long())
+        self.at.copy_((self.at + ids.shape[0]) % size)

@@ -10,15 +10,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recstack import losses
 from recstack.features import Inputs
-from recstack.features.inputs import column
-from recstack.features.tasks import target
+from recstack.features.columns import column
 from recstack.models.base import Retriever
-from recstack.nn.mlp import MLP
+from recstack.models.in_batch import InBatchSoftmax, shown
+from recstack.models.two_towers import Towers
 from recstack.nn.sequence import Pooling
 from recstack.schema import Schema
 
@@ -45,6 +43,11 @@ class DSSM(Retriever):
         dropout: in the towers.
         examples_per_user: `fit` trains on that many of each user's newest requests, so that heavy users do not outvote
             the rest (Covington et al., RecSys 2016); None takes all.
+        senet: weigh each tower's features by squeeze and excitation, anew for each user and item.
+        loss: "sampled_softmax", "nce", or one of cosines, for which τ is not used: "triplet", "cosine_contrastive" and
+            "direct_au"; with options as in ``("triplet", {"margin": 0.3})``. See `recstack.losses`.
+        memory: items of earlier batches that are negatives too, corrected as the batch's own are (cross-batch negative
+            sampling, Wang et al., SIGIR 2021).
 
     Huang et al., CIKM 2013, https://dl.acm.org/doi/10.1145/2505515.2505665; Yi et al., RecSys 2019,
     https://research.google/pubs/pub48840
@@ -59,8 +62,6 @@ class DSSM(Retriever):
 
     needs: ClassVar[tuple[str, ...]] = ("user", "item")
 
-    drawn: Tensor  # how often each item was a target
-
     def __init__(
         self,
         schema: Schema,
@@ -71,25 +72,28 @@ class DSSM(Retriever):
         history: str | Callable[..., Pooling] = "mean",
         dropout: float = 0.0,
         examples_per_user: int | None = None,
+        senet: bool = False,
+        loss: str | tuple[str, Mapping[str, Any]] = "sampled_softmax",
+        memory: int = 0,
     ):
         super().__init__(schema)
         self.examples_per_user = examples_per_user
-        own = schema.without(*[f.name for f in schema.fields if f.role == "pair"])  # a pair is known to neither tower
-        self.inputs = Inputs(own, dim, history=history, std=0.02)
-        self.user_tower = MLP(self.inputs.width("user", "context", "domain", "history"), hidden[:-1], dropout=dropout)
-        self.item_tower = MLP(self.inputs.width("item"), hidden[:-1], dropout=dropout)
-        self.user_out = nn.Linear(self.user_tower.width, hidden[-1])
-        self.item_out = nn.Linear(self.item_tower.width, hidden[-1])
-        self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
+        self.towers = Towers(schema, dim, hidden, history=history, dropout=dropout, senet=senet)
         size = schema.feature(schema.item).size  # type: ignore[arg-type, attr-defined]
-        self.register_buffer("drawn", torch.zeros(size))
+        self.softmax = InBatchSoftmax(size, loss=loss, memory=memory, dim=hidden[-1])
+        if self.softmax.logits:
+            self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
+
+    @property
+    def inputs(self) -> Inputs:
+        return self.towers.inputs
 
     def user_vectors(self, batch: Mapping[str, Tensor]) -> Tensor:
-        x = self.inputs(batch, "user", "context", "domain", "history").flat()
-        return F.normalize(self.user_out(self.user_tower(x)).float(), dim=-1).unsqueeze(1) / self.log_temperature.exp()
+        users = self.towers.user(batch).unsqueeze(1)
+        return users / self.log_temperature.exp() if self.softmax.logits else users
 
     def item_vectors(self, batch: Mapping[str, Tensor]) -> Tensor:
-        return F.normalize(self.item_out(self.item_tower(self.inputs(batch, "item").flat())).float(), dim=-1)
+        return self.towers.item(batch)
 
     def training_columns(self, train: Any) -> Any:
         if self.examples_per_user is None:
@@ -98,30 +102,9 @@ class DSSM(Retriever):
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """In-batch softmax of the positives. Rows without a positive, and items out of vocabulary, count nothing."""
-        ids = column(batch, self.schema.item).long()  # type: ignore[arg-type]
-        users, items = self.user_vectors(batch), self._items(batch, ids)
-        label, where, weight = target(batch, self.schema, self.schema.tasks[0])
-        positive = where & (label > 0) & (ids > 1)
-        row, place = positive.nonzero(as_tuple=True)
-        drawn = where & (label == 0) & (ids > 1)
-        if self.training:
-            self.drawn.index_add_(0, ids[row, place], torch.ones(len(row)))
-        n, m, size = len(row), int(drawn.sum()), self.drawn.shape[0] - 2
-        share = (self.drawn + 1) / (self.drawn.sum() + size)
-        log_q = ((n * share + m / size) / max(n + m, 1)).log()
-        other = ids[drawn]
-        value = losses.in_batch_softmax(
-            users[row],
-            items[row, place],
-            ids[row, place],
-            log_q=log_q[ids[row, place]],
-            extra_item=items[drawn],
-            extra_ids=other,
-            extra_log_q=log_q[other],
-            weight=None if weight is None else weight[row, place],
-        )
+        found = shown(batch, self.schema)
+        users, items = self.user_vectors(batch), self.towers.item(batch).view(*found.ids.shape, -1)
+        chosen, others = (found.live & (found.label > 0), found.live & (found.label == 0))
+        who = None if self.schema.user is None else column(batch, self.schema.user)
+        value = self.softmax(users, items, found.ids, chosen, others, found.weight, who)
         return {"softmax": value}
-
-    def _items(self, batch: Mapping[str, Tensor], ids: Tensor) -> Tensor:
-        x = self.inputs(batch, "item").flat()
-        return F.normalize(self.item_out(self.item_tower(x)).float(), dim=-1).view(*ids.shape, -1)
