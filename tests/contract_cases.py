@@ -783,7 +783,17 @@ CASES = [
     ),
     Case(
         retrieval.DSSM,
-        {"dim": 6, "hidden": (12, 8), "temperature": 0.2, "history": "sum", "dropout": 0.1, "examples_per_user": 3},
+        {
+            "dim": 6,
+            "hidden": (12, 8),
+            "temperature": 0.2,
+            "history": "sum",
+            "dropout": 0.1,
+            "examples_per_user": 3,
+            "senet": True,
+            "loss": "nce",
+            "memory": 16,
+        },
     ),
     Case(
         retrieval.SASRec,
