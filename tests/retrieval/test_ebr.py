@@ -94,23 +94,28 @@ def test_what_is_drawn_from_the_window_stands_in_it_and_nobody_has_it(world):
             assert not set(items) & seen[user]
 
 
-def test_shares_of_hard_of_like_and_of_easy_negatives(world):
-    hard = HardNegatives(window=(1, 2), share=0.3, category="side", alike=0.4)
+def test_shares_of_hard_and_of_easy_negatives(world):
+    hard = HardNegatives(window=(1, 2), share=0.3)
     ebr = fitted(world, hard)
-    best = ebr.recommend(Requests.of(world[1], np.flatnonzero(world[1].newer() == 0)), 2).ids
-    top = dict(zip(world[1].user_ids[world[1].newer() == 0].tolist(), best.tolist(), strict=True))
-    batch = {k: torch.cat([b[k] for b in batches(world, hard)]) for k in ("user_id", "item_id", "side")}
-    drawn = batch["item_id"][:, 1:]
+    newest = np.flatnonzero(world[1].newer() == 0)
+    best = ebr.recommend(Requests.of(world[1], newest), 2).ids
+    top = dict(zip(world[1].user_ids[newest].tolist(), best.tolist(), strict=True))
+    users, items = (torch.cat([b[k] for b in batches(world, hard)]) for k in ("user_id", "item_id"))
+    drawn = items[:, 1:]
     assert set(drawn.unique().tolist()) == set(range(2, 26))  # easy ones come from everywhere
-    near = (batch["side"][:, 1:] == batch["side"][:, :1]).float().mean()
-    at_top = torch.tensor(
-        [[i in top[u] for i in row] for u, row in zip(batch["user_id"].tolist(), drawn.tolist(), strict=True)]
-    )
-    plain = Loader(world[1], 64, seed=3, negatives=10)
-    usual = torch.cat([(b["side"][:, 1:] == b["side"][:, :1]).float() for b in plain]).mean()
-    assert abs(usual - 6 / 18) < 0.03  # six of twelve on the own side are taken
-    assert near > usual + 0.25
-    assert 0.3 < at_top.float().mean() < 0.55
+    at_top = torch.tensor([[i in top[u] for i in row] for u, row in zip(users.tolist(), drawn.tolist(), strict=True)])
+    assert abs(at_top.float().mean() - (0.3 + 0.7 * 2 / 18)) < 0.04
+
+
+def test_the_share_of_negatives_of_the_positives_category(world):
+    def near(hard):
+        return torch.cat([(b["side"][:, 1:] == b["side"][:, :1]).float() for b in batches(world, hard)]).mean()
+
+    usual = 6 / 18  # the user has six of the twelve on the own side
+    assert abs(near(None) - usual) < 0.03
+    hard = HardNegatives(share=0.0, window=(1, 1), category="side", alike=0.6)
+    fitted(world, hard, epochs=1)
+    assert abs(near(hard) - (0.4 * usual + 0.6 * (0.5 + 0.5 * usual))) < 0.03  # what the user has is drawn again
 
 
 def test_hard_negatives_come_after_the_first_epochs_or_at_once_where_the_model_was_trained(world):
