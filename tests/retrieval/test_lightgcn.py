@@ -28,15 +28,15 @@ def prepared(log, **options):
     return model, columns
 
 
-def dense(model, columns):
+def dense(model, columns, links=0.0):
     """Initial and smoothed embeddings by id, from the (U + N) x (U + N) matrix; the initial ones are leaves."""
     user, item = (model.schema.feature(n).size for n in ("user", "item"))
     r = torch.zeros(user, item)
     kept = columns.labels["click"] == 1
     r[columns.user_ids[kept].tolist(), columns.item_ids[kept].tolist()] = 1
-    a = torch.cat([torch.cat([torch.zeros(user, user), r], 1), torch.cat([r.T, torch.zeros(item, item)], 1)])
+    a = torch.cat([torch.cat([links + torch.zeros(user, user), r], 1), torch.cat([r.T, torch.zeros(item, item)], 1)])
     degree = a.sum(1)
-    scale = torch.where(degree > 0, degree.clamp(min=1).rsqrt(), 0)
+    scale = torch.where(degree > 0, degree.rsqrt(), 0)
     a = scale[:, None] * a * scale
     start = [e.weight.detach().clone().requires_grad_() for e in (model.users, model.items)]
     layer = total = torch.cat(start)
@@ -57,6 +57,55 @@ def test_scores_are_those_of_the_dense_matrices():
         torch.testing.assert_close(model(batch)["click"], expected)
         torch.testing.assert_close(model.user_vectors(batch)[:, 0], users[batch["user"].long()])
         torch.testing.assert_close(model.item_vectors({"item": batch["item"][:, 0]}), items[batch["item"][:, 0].long()])
+
+
+def friends(model, seed=5):
+    """Raw pairs, some of them twice or the other way round or with oneself, and the symmetric matrix of them by id."""
+    rng = np.random.default_rng(seed)
+    one, other = rng.integers(30, size=(2, 25))
+    one, other = np.append(one, [other[0], 7, 999]), np.append(other, [one[0], 7, 3])
+    ids = [model.schema.encoder.encode_values("user", side) for side in (one, other)]
+    s = torch.zeros(model.users.num_embeddings, model.users.num_embeddings)
+    s[ids[0].tolist(), ids[1].tolist()] = s[ids[1].tolist(), ids[0].tolist()] = 1
+    s.fill_diagonal_(0)
+    s[1], s[:, 1] = 0, 0  # whom nobody knows
+    return one, other, s
+
+
+@pytest.mark.parametrize("strength", [0.4, 0.0])
+def test_links_between_users_are_those_of_the_dense_matrix(strength, tmp_path):
+    model, columns = prepared(world())
+    one, other, s = friends(model)
+    assert model.link(one, other, strength) is model
+    start, (users, items) = dense(model, columns, strength * s)
+    got = model.smoothed()
+    torch.testing.assert_close(got, (users, items))
+    slope = torch.randn(2, DIM)
+    sum((v * w).sum() for v, w in zip(got, slope, strict=True)).backward()
+    sum((v * w).sum() for v, w in zip((users, items), slope, strict=True)).backward()
+    torch.testing.assert_close([model.users.weight.grad[1:], model.items.weight.grad[1:]], [e.grad[1:] for e in start])
+    if not strength:
+        torch.testing.assert_close(got, prepared(world())[0].smoothed(), rtol=0, atol=0)
+    model.save(tmp_path / "b")
+    torch.testing.assert_close(rs.load(tmp_path / "b").smoothed(), got, rtol=0, atol=0)
+    heard = model.propagation.hop(model.users.weight, model.items.weight)
+    scale = (model.propagation.offsets.diff() + strength * s.sum(1)).clamp(min=1e-30).rsqrt()
+    alone = prepared(world())[0].propagation
+    degree = alone.offsets.diff().clamp(min=1).float().sqrt()
+    wanted = (
+        alone.to_users(model.items.weight) * (degree * scale)[:, None]
+        + strength * (scale[:, None] * s * scale) @ model.users.weight
+    )
+    known = model.propagation.offsets.diff() > 0
+    torch.testing.assert_close(heard[0][known], wanted[known])
+
+
+def test_links_that_cannot_be_are_told():
+    model, _ = prepared(world())
+    with pytest.raises(rs.errors.DataError, match="two users for each link"):
+        model.link([1, 2], [3])
+    with pytest.raises(rs.errors.ConfigError, match="strength"):
+        model.link([1], [3], -1.0)
 
 
 def test_loss_and_gradient_are_those_of_the_dense_matrices():

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack import losses
-from recstack.errors import SchemaError, TrainingError
+from recstack.errors import ConfigError, DataError, SchemaError, TrainingError
 from recstack.features import tasks
 from recstack.features.columns import column
 from recstack.features.tables import check_ids
@@ -109,6 +109,34 @@ class Smoothed(IdTables):
         self.propagation.connect(torch.from_numpy(users.offsets), torch.from_numpy(users.columns))
         self._smoothed = None
 
+    def link(self, one: Sequence[Any], other: Sequence[Any], strength: float = 1.0) -> Self:
+        r"""Social links: vectors go from user to user too, before `fit`, with ``model.link(users, friends).fit(train)``.
+
+        .. math:: A = \begin{pmatrix} \lambda S & R \\ R^\top & 0 \end{pmatrix}, \qquad \hat A = D^{-1/2} A D^{-1/2}
+
+        Args:
+            one, other: raw user ids ``[n]`` and ``[n]``; a link goes both ways. Users that the Encoder does not know are left
+                out.
+            strength: λ; with 0 it is as if there were none.
+
+        Raises:
+            DataError: not as many of the one as of the other; no Encoder that knows raw ids.
+            ConfigError: a negative strength.
+        """
+        if len(one) != len(other):
+            raise DataError(f"link() needs two users for each link; got {len(one)} and {len(other)}.")
+        if strength < 0:
+            raise ConfigError(f"strength is at least 0; got {strength:g}.")
+        if self.schema.encoder is None:
+            raise DataError(
+                "This model's schema knows no Encoder, so raw users have no ids; build it from encoder.schema."
+            )
+        ids = [torch.from_numpy(self.schema.encoder.encode_values(self.user, list(side))) for side in (one, other)]
+        known = (ids[0] > 1) & (ids[1] > 1)
+        self.propagation.link(ids[0][known], ids[1][known], strength)
+        self._smoothed = None
+        return self
+
     def training_columns(self, train: Columns) -> Columns:
         """Of rows that are labelled one by one, the positive ones: the Trainer draws what each is compared with."""
         if train.implicit or train.has_lists:
@@ -125,7 +153,7 @@ class Smoothed(IdTables):
         if torch.is_grad_enabled() or self.training:
             self._smoothed = None  # a step may follow, and fused optimisers do not count versions
             return self.propagate(self.users.weight, self.items.weight)
-        version = [(t.data_ptr(), t._version) for t in (*self.parameters(), self.propagation.columns)]
+        version = [(t.data_ptr(), t._version) for t in (*self.parameters(), self.propagation.weights)]
         if self._smoothed is None or self._smoothed[0] != version:
             self._smoothed = (version, *self.propagate(self.users.weight, self.items.weight))
         return self._smoothed[1:]

@@ -18,6 +18,9 @@ class Propagation(nn.Module):
     .. math:: U^{l+1} = \hat R V^l, \quad V^{l+1} = \hat R^\top U^l, \qquad
         \hat R_{ui} = \frac{R_{ui}}{\sqrt{|I_u|}\sqrt{|U_i|}}, \qquad U = \tfrac{1}{L+1} \sum_{l=0}^{L} U^l
 
+    `link` adds edges S between users, of one weight λ: then :math:`U^{l+1} = \hat R V^l + \hat S U^l`, each entry divided by the
+    roots of both degrees, and the degree of a user is :math:`|I_u| + \lambda |S_u|`.
+
     Without self-loops. A node without edges gets zeros from every layer but its own. The edges are part of the state
     (their number may differ from one checkpoint to the next); `connect` sets them.
 
@@ -36,13 +39,26 @@ class Propagation(nn.Module):
     back_offsets: Tensor
     back_columns: Tensor
     back_weights: Tensor
+    link_offsets: Tensor
+    link_columns: Tensor
+    link_weights: Tensor
+    link_strength: Tensor
 
     def __init__(self, users: int, items: int, layers: int = 3) -> None:
         super().__init__()
         self.users, self.items, self.layers = users, items, layers
         self.register_buffer("offsets", torch.zeros(users + 1, dtype=torch.int32))
         self.register_buffer("columns", torch.zeros(0, dtype=torch.int32))
-        for name in ("weights", "back_offsets", "back_columns", "back_weights"):  # follow from the edges
+        self.register_buffer("link_offsets", torch.zeros(users + 1, dtype=torch.int32))
+        self.register_buffer("link_columns", torch.zeros(0, dtype=torch.int32))
+        self.register_buffer("link_strength", torch.zeros(()))
+        for name in (
+            "weights",
+            "back_offsets",
+            "back_columns",
+            "back_weights",
+            "link_weights",
+        ):  # follow from the edges
             self.register_buffer(name, None, persistent=False)
         self._weigh()
 
@@ -55,12 +71,28 @@ class Propagation(nn.Module):
         self._weigh()
         return self
 
+    def link(self, one: Tensor, other: Tensor, strength: float) -> Propagation:
+        """Set the edges between users: ids ``[n]`` and ``[n]``, each pair in both directions and once; λ is `strength`."""
+        key = torch.cat([one, other]).long() * self.users + torch.cat([other, one]).long()
+        key = key[torch.cat([one != other] * 2)].unique()
+        count, device = torch.bincount(key // self.users, minlength=self.users), self.offsets.device
+        self.link_offsets = F.pad(count.cumsum(0), (1, 0)).to(device, torch.int32)
+        self.link_columns = (key % self.users).to(device, torch.int32)
+        self.link_strength.fill_(strength)
+        self._weigh()
+        return self
+
     def _weigh(self) -> None:
         """The weight of each edge, and the edges from the items' side."""
         degree, column = self.offsets.diff().long(), self.columns.long()
-        row = torch.repeat_interleave(torch.arange(self.users, device=column.device), degree)
+        node = torch.arange(self.users, device=column.device)
+        row = torch.repeat_interleave(node, degree)
         other = torch.bincount(column, minlength=self.items)
-        self.weights = (degree[row].float() * other[column].float()).rsqrt()
+        links, friend = self.link_offsets.diff().long(), self.link_columns.long()
+        whole = degree.float() + self.link_strength * links
+        self.link_weights = self.link_strength * (whole[torch.repeat_interleave(node, links)] * whole[friend]).rsqrt()
+        self.link_weights = self.link_weights.nan_to_num(0.0)  # of no strength, between users without items
+        self.weights = (whole[row] * other[column].float()).rsqrt()
         order = torch.argsort(column, stable=True)
         self.back_offsets = F.pad(other.cumsum(0), (1, 0)).int()
         self.back_columns, self.back_weights = row[order].int(), self.weights[order]
@@ -69,13 +101,16 @@ class Propagation(nn.Module):
         """Embeddings of the nodes, [U, D] and [N, D], to averages of the same shapes."""
         forth = self.offsets, self.columns, self.weights
         back = self.back_offsets, self.back_columns, self.back_weights
-        return _Average.apply(users, items, forth, back, self.layers)
+        return _Average.apply(users, items, forth, back, self._links(), self.layers)
 
     def hop(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """One step alone: what comes from the neighbours, R̂V and R̂ᵀU."""
+        """One step alone: what comes from the neighbours, R̂V + ŜU and R̂ᵀU."""
         forth = self.offsets, self.columns, self.weights
         back = self.back_offsets, self.back_columns, self.back_weights
-        return _Hop.apply(users, items, forth, back)
+        return _Hop.apply(users, items, forth, back, self._links())
+
+    def _links(self) -> Half | None:
+        return (self.link_offsets, self.link_columns, self.link_weights) if self.link_columns.numel() else None
 
     def to_users(self, items: Tensor) -> Tensor:
         """R̂V of item vectors ``[N, D]``: ``[U, D]``, without gradients."""
@@ -86,11 +121,16 @@ class Propagation(nn.Module):
         return _times((self.back_offsets, self.back_columns, self.back_weights), users.detach())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        columns = state_dict.get(prefix + "columns")
-        if columns is not None:  # as many edges as were saved
-            self.columns = columns.new_empty(columns.shape, device=self.columns.device)
+        saved = prefix + "columns" in state_dict
+        for name in ("columns", "link_columns"):  # as many edges as were saved
+            columns = state_dict.get(prefix + name)
+            if columns is not None:
+                setattr(self, name, columns.new_empty(columns.shape, device=self.columns.device))
+        if saved:  # before there were links, none were saved
+            for name in ("link_offsets", "link_columns", "link_strength"):
+                state_dict.setdefault(prefix + name, getattr(self, name))
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        if columns is not None:
+        if saved:
             self._weigh()
 
 
@@ -98,32 +138,41 @@ class _Average(torch.autograd.Function):
     """The average is one symmetric matrix over all nodes, so the gradient is the same average of the gradients."""
 
     @staticmethod
-    def forward(ctx: Any, users: Tensor, items: Tensor, forth: Half, back: Half, layers: int) -> tuple[Tensor, Tensor]:
-        ctx.graph = forth, back, layers
+    def forward(
+        ctx: Any, users: Tensor, items: Tensor, forth: Half, back: Half, links: Half | None, layers: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.graph = forth, back, links, layers
         users, items = users.detach(), items.detach()  # a bag that needs no gradient of its own is cheaper
         user_sum, item_sum = users.clone(), items.clone()
         for _ in range(layers):
-            users, items = _times(forth, items), _times(back, users)
+            users, items = _heard(users, items, forth, back, links)
             user_sum += users
             item_sum += items
         return user_sum.div_(layers + 1), item_sum.div_(layers + 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_Average.apply(*(g.contiguous() for g in grads), *ctx.graph), None, None, None)
+        return (*_Average.apply(*(g.contiguous() for g in grads), *ctx.graph), None, None, None, None)
 
 
 class _Hop(torch.autograd.Function):
     """One symmetric matrix over all nodes too."""
 
     @staticmethod
-    def forward(ctx: Any, users: Tensor, items: Tensor, forth: Half, back: Half) -> tuple[Tensor, Tensor]:
-        ctx.graph = forth, back
-        return _times(forth, items.detach()), _times(back, users.detach())
+    def forward(
+        ctx: Any, users: Tensor, items: Tensor, forth: Half, back: Half, links: Half | None
+    ) -> tuple[Tensor, Tensor]:
+        ctx.graph = forth, back, links
+        return _heard(users.detach(), items.detach(), forth, back, links)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_Hop.apply(*(g.contiguous() for g in grads), *ctx.graph), None, None)
+        return (*_Hop.apply(*(g.contiguous() for g in grads), *ctx.graph), None, None, None)
+
+
+def _heard(users: Tensor, items: Tensor, forth: Half, back: Half, links: Half | None) -> tuple[Tensor, Tensor]:
+    heard = _times(forth, items)
+    return (heard if links is None else heard + _times(links, users)), _times(back, users)
 
 
 def _times(matrix: Half, dense: Tensor) -> Tensor:
