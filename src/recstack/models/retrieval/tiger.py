@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from recstack.data import Columns, Requests
 
 Batch = Mapping[str, Tensor]
-CONTENT = {"dim": 64, "window": 20, "negatives": 15, "lr": 0.025}  # of the skip-gram
-PASSES = 20
+CONTENT = {"dim": 64, "window": 20, "negatives": 5, "lr": 0.025}  # of the skip-gram
+PASSES = 10
 CELLS = 1 << 22  # scores of codes that the beam search makes at a time
 
 
