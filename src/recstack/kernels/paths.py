@@ -94,7 +94,16 @@ def assign(counts: Sparse, wanted: np.ndarray, given: np.ndarray, penalty: float
     sizes = np.bincount(chosen.ravel(), minlength=len(known))
     offsets = offsets_of(np.bincount(item, minlength=height))
     kernel = compiled(_assign, _crowd)
-    kernel(offsets, compact, score[first].astype(np.float64).clip(min=1e-30), wanted.astype(np.float64), chosen, sizes, penalty, passes)
+    kernel(
+        offsets,
+        compact,
+        score[first].astype(np.float64).clip(min=1e-30),
+        wanted.astype(np.float64),
+        chosen,
+        sizes,
+        penalty,
+        passes,
+    )
     return known[chosen]
 
 
