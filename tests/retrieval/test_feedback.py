@@ -7,6 +7,7 @@ from torch.testing import assert_close
 import recstack as rs
 from recstack import losses, testing
 from recstack.errors import ConfigError
+from recstack.metrics import auc
 from recstack.nn.sequence.feedback import Feedback
 
 IDS = testing.keys_only(testing.schema(), ("history",))
@@ -77,3 +78,31 @@ def test_what_was_passed_by_is_the_triplets_business_alone():
 def test_a_history_that_does_not_exist_is_named():
     with pytest.raises(ConfigError, match=r"Unknown history 'passd'\. Did you mean 'passed'"):
         dfn(feedback=("watched", "passd"))
+
+
+@pytest.mark.slow
+def test_a_taste_that_only_exposures_without_a_click_tell_is_learned():
+    """Clicks are of the side that a user does not pass by; what they clicked before says nothing."""
+    g = torch.Generator().manual_seed(0)
+
+    def batch(seed, requests=128):
+        some = testing.batch(THREE, requests, 5, seed)
+        side = torch.randint(0, 2, (requests, 1), generator=g)
+        ids = 2 * torch.randint(1, 10, (requests, 5), generator=g) + side  # passed by: all of one side
+        some["item_id@passed"] = (ids * (some["item_id@passed"] > 0)).int()
+        some["click@label"] = (some["item_id"] % 2 != side).float()
+        return {k: v[1:] for k, v in some.items()}  # the first has no history
+
+    def learned(feedback):
+        torch.manual_seed(0)
+        model = rs.retrieval.DFN(THREE, feedback=feedback, dim=8, width=8, hidden=(16, 8), temperature=0.2)
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        for step in range(80):
+            optimizer.zero_grad()
+            sum(model.losses(batch(step)).values()).backward()
+            optimizer.step()
+        test = batch(10_000, 500)
+        return float(auc(model.eval()(test)["click"].detach(), test["click@label"]))
+
+    assert learned(()) > 0.85
+    assert learned(("watched",)) < 0.6

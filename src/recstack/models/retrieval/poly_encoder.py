@@ -5,12 +5,13 @@ https://arxiv.org/abs/1905.01969
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack import losses
-from recstack.data import Requests
 from recstack.features import tasks
 from recstack.features.columns import column
 from recstack.models.base import Batch
@@ -19,6 +20,9 @@ from recstack.models.scored import best_of_all, of_pairs
 from recstack.nn.sequence.attention import masked_softmax
 from recstack.nn.sequence.transformer import TransformerLayer
 from recstack.schema import Schema
+
+if TYPE_CHECKING:
+    from recstack.data import Requests
 
 
 class PolyEncoder(ReadsPrefixes):
