@@ -123,7 +123,7 @@ def test_drawn_items_are_shared_by_neighbours_and_are_never_the_rows_own():
         assert where[row].tolist() == [True, *(i != ids[0] for i in ids[1:])]
 
 
-@pytest.mark.parametrize("name", ["SASRec", "MIND"])
+@pytest.mark.parametrize("name", ["SASRec", "HSTU", "MIND"])
 def test_each_live_step_looks_for_the_next_among_all_items(name):
     one, batch = model(name, loss="softmax"), testing.batch(IDS, 5, 3)
     states, _ = one.states(batch)
@@ -134,7 +134,7 @@ def test_each_live_step_looks_for_the_next_among_all_items(name):
         follow = [*steps[1:], int(batch["item_id"][row, 0]) if batch["click@label"][row, 0] > 0 else 0]
         for t, i in enumerate(follow[: len(steps)]):
             if i > 1:
-                state = states[row, t] if name == "SASRec" else states[row, t][(states[row, t] @ items[i]).argmax()]
+                state = states[row, t] if states.dim() == 3 else states[row, t][(states[row, t] @ items[i]).argmax()]
                 slow.append(-(items[2:] @ state).log_softmax(0)[i - 2])
     assert_close(one.losses(batch)["next"], torch.stack(slow).mean())
 
@@ -162,10 +162,25 @@ def test_a_state_is_the_answer_to_the_shorter_history(name):
         cut = {k: v[:, : t + 1] if k.endswith("@watched") else v for k, v in batch.items()}
         there = mask[:, t]
         wanted = states[:, t] if states.dim() == 4 else states[:, t].unsqueeze(1)
-        if name == "LatentCross" and t < 5:  # it knows when the next step was
+        if name in ("HSTU", "LatentCross") and t < 5:  # they know when the next step was
             cut["@time"] = batch["@time@watched"][:, min(t + 1, 5)]
             there = mask[:, t + 1]
         assert_close(one.user_vectors(cut)[there], wanted[there])
+
+
+def test_hstu_compares_directions_at_a_temperature():
+    one, batch = model("HSTU", temperature=0.5), testing.batch(IDS, 5, 3)
+    items = one.item_vectors({"item_id": torch.arange(2, 20)})
+    asked = one.user_vectors(batch).norm(dim=-1)[batch[HISTORY].bool().any(1)]
+    assert_close(items.norm(dim=-1), torch.ones(18))
+    assert_close(asked, torch.full_like(asked, 2.0))
+
+
+def test_what_comirec_routes_at_first_is_not_squashed_to_nothing():
+    torch.manual_seed(0)
+    fresh = rs.retrieval.ComiRecDR(IDS)
+    ids = torch.arange(2, 8).expand(1, 6)
+    assert (fresh.user_vectors({HISTORY: ids.int()}).norm(dim=-1) > 0.1).all()
 
 
 def test_longer_histories_have_more_interests():

@@ -83,9 +83,15 @@ class CausalHSTU(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(_Unit(width, heads, steps, dropout) for _ in range(layers))
 
-    def forward(self, sequence: Tensor, mask: Tensor, times: Tensor | None = None) -> Tensor:
-        """``sequence [R, T, W], mask [R, T] → [R, T, W]``; `times` in seconds ``[R, T]``, one bucket for all where None."""
-        gaps = None if times is None else time_bucket(times.unsqueeze(-1) - times.unsqueeze(-2))
+    def forward(self, sequence: Tensor, mask: Tensor, times: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """``sequence [R, T, W], mask [R, T] → [R, T, W]``.
+
+        `times`: of the steps, and of what follows each of them, ``[R, T]`` in seconds; where None, all fall into one bucket.
+        """
+        gaps = None
+        if times is not None:
+            of_step, following = times
+            gaps = time_bucket(following.unsqueeze(-1) - of_step.unsqueeze(-2))
         layer: _Unit
         for layer in self.layers:  # type: ignore[assignment]
             sequence = layer.of_steps(sequence, layer.parts(sequence), mask, gaps)
