@@ -55,6 +55,14 @@ def surroundings(model):
     model.given.copy_((ids + torch.arange(model.given.shape[1])).sin())
 
 
+def paths(model):
+    """PDN's edges: each item leads to all others, and shares every clue to some degree."""
+    source, target = torch.cartesian_prod(torch.arange(2, model.size), torch.arange(2, model.size)).T
+    keys = (source * model.size + target)[source != target]
+    model.edges = torch.cat([keys, model.edges[-1:]])
+    model.clues = torch.arange(len(model.edges)).unsqueeze(1).add(torch.arange(model.clues.shape[1])).sin()
+
+
 def neighbourhoods(model):
     """CMN's users of each item: ids that lie beside each other."""
     size, most = model.near.shape
@@ -73,14 +81,6 @@ def preferences(model):
     ):
         own.copy_(torch.nn.functional.pad(torch.stack(parts, 1).float(), (0, more)))
         own[0] = 0
-
-
-def paths(model):
-    """PDN's edges: each item leads to all others, and shares every clue to some degree."""
-    source, target = torch.cartesian_prod(torch.arange(2, model.size), torch.arange(2, model.size)).T
-    keys = (source * model.size + target)[source != target]
-    model.edges = torch.cat([keys, model.edges[-1:]])
-    model.clues = torch.arange(len(model.edges)).unsqueeze(1).add(torch.arange(model.clues.shape[1])).sin()
 
 
 def relations(model):
@@ -835,7 +835,7 @@ CASES = [
     ),
     Case(
         retrieval.HSTU,
-        {"dim": 8, "layers": 1, "heads": 2, "dropout": 0.1, "loss": "gbce", "negatives": 8},
+        {"dim": 8, "layers": 1, "heads": 2, "dropout": 0.1, "temperature": 0.2, "loss": "gbce", "negatives": 8},
         IDS,
         band=0.5,
         unread=("user_id",),
@@ -925,6 +925,39 @@ CASES = [
         lists=5,
     ),
     Case(
+        retrieval.YouTubeSBC,
+        {
+            "dim": 6,
+            "hidden": (12, 8),
+            "temperature": 0.2,
+            "history": "sum",
+            "dropout": 0.1,
+            "task": "click",
+            "buckets": 512,
+            "hashes": 3,
+            "rate": 0.05,
+        },
+        band=0.7,
+    ),
+    Case(
+        retrieval.TDM,
+        {
+            "dim": 8,
+            "hidden": (16, 8),
+            "windows": (1, 2, 4),
+            "negatives": 4,
+            "leaf_negatives": 8,
+            "beam": 5,
+            "tree": "genre",
+            "rounds": 2,
+            "sample": 0.5,
+        },
+        IDS,
+        band=0.5,
+        unread=("user_id",),
+        exempt={"two_sides": "a network scores the pair"},
+    ),
+    Case(
         retrieval.HierarchicalTwoTower,
         {
             "dim": 6,
@@ -945,21 +978,6 @@ CASES = [
         exempt={"two_sides": "a candidate attends to all of its vectors; an index searches the nearest"},
     ),
     Case(
-        retrieval.YouTubeSBC,
-        {
-            "dim": 6,
-            "hidden": (12, 8),
-            "temperature": 0.2,
-            "history": "sum",
-            "dropout": 0.1,
-            "task": "click",
-            "buckets": 512,
-            "hashes": 3,
-            "rate": 0.05,
-        },
-        band=0.7,
-    ),
-    Case(
         retrieval.EBR,
         {
             "dim": 6,
@@ -971,37 +989,6 @@ CASES = [
             "dropout": 0.1,
         },
         lists=5,
-    ),
-    Case(
-        retrieval.DAT,
-        {
-            "dim": 6,
-            "hidden": (12, 8),
-            "temperature": 0.3,
-            "mimic": 0.2,
-            "aligned": ("item_id",),
-            "alignment": 0.1,
-            "history": "sum",
-            "dropout": 0.1,
-        },
-    ),
-    Case(
-        retrieval.TDM,
-        {
-            "dim": 8,
-            "hidden": (16, 8),
-            "windows": (1, 2, 4),
-            "negatives": 4,
-            "leaf_negatives": 8,
-            "beam": 5,
-            "tree": "genre",
-            "rounds": 2,
-            "sample": 0.5,
-        },
-        IDS,
-        band=0.5,
-        unread=("user_id",),
-        exempt={"two_sides": "a network scores the pair"},
     ),
     Case(
         retrieval.MOBIUS,
@@ -1035,6 +1022,19 @@ CASES = [
         },
         exempt=SECOND,
         label="free",
+    ),
+    Case(
+        retrieval.DAT,
+        {
+            "dim": 6,
+            "hidden": (12, 8),
+            "temperature": 0.3,
+            "mimic": 0.2,
+            "aligned": ("item_id",),
+            "alignment": 0.1,
+            "history": "sum",
+            "dropout": 0.1,
+        },
     ),
     Case(
         retrieval.DeepRetrieval,
@@ -1100,49 +1100,6 @@ CASES = [
         unread=UNREAD_ITEMS,
     ),
     Case(
-        retrieval.DropoutNet,
-        {"dim": 8, "width": 6, "hidden": (32, 16), "dropout": 0.2},
-        prepare=preferences,
-    ),
-    Case(
-        retrieval.MeLU,
-        {"dim": 6, "hidden": (16, 8), "steps": 2, "local_lr": 0.5, "second_order": False, "queries": 3},
-        band=0.5,
-        unread=("user_id", "item_id", "title", "price", "image"),
-        exempt={"two_sides": "a network scores the pair"},
-    ),
-    Case(
-        retrieval.MetaEmbedding,
-        {
-            "base": partial(retrieval.DSSM, dim=6, hidden=(12, 8), temperature=0.2),
-            "hidden": (8,),
-            "alpha": 0.2,
-            "warm_lr": 0.1,
-            "epochs": 2,
-        },
-    ),
-    Case(
-        retrieval.CMN,
-        {"dim": 8, "hops": 3, "neighbours": 4, "seed": 3},
-        testing.keys_only(testing.schema()),
-        lists=5,
-        prepare=neighbourhoods,
-        exempt={"two_sides": "a network scores the pair"},
-    ),
-    Case(
-        retrieval.DUPN,
-        {
-            "dim": 8,
-            "properties": ("genre",),
-            "attention": 6,
-            "dropout": 0.1,
-            "loss": "softmax",
-            "negatives": 8,
-        },
-        band=0.5,
-        unread=("user_id", "genre", "title", "price", "image"),
-    ),
-    Case(
         retrieval.RCF,
         {
             "dim": 8,
@@ -1191,6 +1148,49 @@ CASES = [
         prepare=paths,
         unread=("hour",),
         exempt={"two_sides": "paths are more than two sides"},
+    ),
+    Case(
+        retrieval.DropoutNet,
+        {"dim": 8, "width": 6, "hidden": (32, 16), "dropout": 0.2},
+        prepare=preferences,
+    ),
+    Case(
+        retrieval.MeLU,
+        {"dim": 6, "hidden": (16, 8), "steps": 2, "local_lr": 0.5, "second_order": False, "queries": 3},
+        band=0.5,
+        unread=("user_id", "item_id", "title", "price", "image"),
+        exempt={"two_sides": "a network scores the pair"},
+    ),
+    Case(
+        retrieval.MetaEmbedding,
+        {
+            "base": partial(retrieval.DSSM, dim=6, hidden=(12, 8), temperature=0.2),
+            "hidden": (8,),
+            "alpha": 0.2,
+            "warm_lr": 0.1,
+            "epochs": 2,
+        },
+    ),
+    Case(
+        retrieval.CMN,
+        {"dim": 8, "hops": 3, "neighbours": 4, "seed": 3},
+        testing.keys_only(testing.schema()),
+        lists=5,
+        prepare=neighbourhoods,
+        exempt={"two_sides": "a network scores the pair"},
+    ),
+    Case(
+        retrieval.DUPN,
+        {
+            "dim": 8,
+            "properties": ("genre",),
+            "attention": 6,
+            "dropout": 0.1,
+            "loss": "softmax",
+            "negatives": 8,
+        },
+        band=0.5,
+        unread=("user_id", "genre", "title", "price", "image"),
     ),
     Case(
         retrieval.UltraGCN,
