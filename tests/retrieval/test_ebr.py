@@ -162,3 +162,26 @@ def test_a_model_without_drawn_negatives_refuses_hard_ones(world):
     tower = rs.retrieval.YouTubeSBC(world[0].schema, **SMALL)
     with pytest.raises(ConfigError, match="YouTubeSBC is trained without drawn negatives"):
         tower.fit(world[1], epochs=1, hard=HardNegatives(window=(1, 2)), progress=False)
+
+
+def test_drawn_by_given_chances_or_by_rank_but_not_both(world):
+    chances = np.ones(world[1].catalog.size)
+    with pytest.raises(ConfigError, match="hard= puts other items in place of drawn ones"):
+        Loader(world[1], 64, negatives=2, proposal=chances, hard=HardNegatives(share=0.0))
+
+
+def test_what_was_shown_and_not_chosen_is_left_out_unless_the_log_has_lists():
+    log = rs.simulator.small()
+    columns = rs.Encoder(log.schema).fit(log).encode(log)
+    ebr = rs.retrieval.EBR(columns.schema, **SMALL)
+    kept = ebr.training_columns(columns)
+    assert kept.n_rows == columns.positives().sum() < columns.n_rows
+    assert kept.implicit
+    assert kept.positives().all()
+    assert not kept.schema.by_role("pair")
+    assert columns.schema.by_role("pair")
+    assert not columns.implicit
+    rows = log.events.select("user_id", "item_id", "click", page="user_id")
+    lists = rs.Log(rows, testing.keys_only(log.schema), request="page")
+    columns = rs.Encoder(lists.schema).fit(lists).encode(lists)
+    assert ebr.training_columns(columns) is columns

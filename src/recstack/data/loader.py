@@ -213,6 +213,10 @@ class Loader:
                 raise ConfigError(
                     f"proposal= is a positive chance of each item, [{catalog.size}] by item id, in place of negative_power=."
                 )
+            if self.hard is not None:
+                raise ConfigError(
+                    "hard= puts other items in place of drawn ones, not by the chances of proposal=; give one."
+                )
             self._cumulative = np.cumsum(chance[catalog.ids])
             self._log_q = np.zeros(catalog.size, np.float32)
             self._log_q[catalog.ids] = np.log(chance[catalog.ids] / self._cumulative[-1])

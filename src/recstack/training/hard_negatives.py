@@ -44,7 +44,7 @@ class HardNegatives(Callback):
     >>> import recstack as rs
     >>> train, valid, test = rs.split.leave_last_out(rs.simulator.small())
     >>> model = rs.retrieval.EBR(rs.Encoder(train.schema).fit(train).schema, hidden=(32, 16))
-    >>> hard = rs.training.HardNegatives(window=(11, 50), share=0.1, category="category", alike=0.2)
+    >>> hard = HardNegatives(window=(11, 50), share=0.1, category="category", alike=0.2)
     >>> model = model.fit(train, epochs=2, negatives=10, hard=hard, progress=False)
     >>> hard.ranked  # after each epoch
     2

@@ -28,7 +28,7 @@ class EBR(Retriever):
     The negatives of a row are its own candidates with label 0, which `fit` draws from the whole catalogue (20 of them,
     unless ``negatives=`` says otherwise; what was shown and not chosen makes a retriever worse, and is left out unless the
     log has lists), and the items of other rows that are most similar to the user: online hard negatives.
-    ``fit(train, hard=rs.training.HardNegatives())`` adds offline ones, of the ranks 101 to 500.
+    ``fit(train, hard=recstack.training.HardNegatives())`` adds offline ones, of the ranks 101 to 500.
 
     Several members are an ensemble: each has towers and tables of its own, hence its own mistakes, and
 
