@@ -229,9 +229,9 @@ def test_the_whole_search_finds_the_queue_and_the_cut_one_part_of_it():
     ctr = score[:, torch.from_numpy(ads)] / bid / 1e4
     allowed = index.eligible(users, torch.from_numpy(ads))
     queue = ecpm_queue(ctr, bid, torch.from_numpy(ads), 5, allowed=allowed & (ctr > 0))
-    assert queue_recall(index.search(users, 5, whole=True)[0], queue) == {"recall": 1.0, "ecpm": pytest.approx(1.0)}
+    assert queue_recall(index.search(users, 5, whole=True)[0], queue) == {"recall": 1.0, "worth": pytest.approx(1.0)}
     cut = queue_recall(index.search(users, 5)[0], queue)
-    assert 0.1 < cut["recall"] < cut["ecpm"] < 1  # what is cut is worth the least
+    assert 0.1 < cut["recall"] < cut["worth"] < 1  # what is cut is worth the least
     by_hand = [set(q) & set(f) for q, f in zip(queue.ids.tolist(), index.search(users, 5)[0].tolist(), strict=True)]
     shares = [len(hit - {0}) / n for hit, n in zip(by_hand, queue.mask.sum(1).tolist(), strict=True) if n]
     assert cut["recall"] == pytest.approx(np.mean(shares))

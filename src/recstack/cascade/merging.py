@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from recstack.data import Log
     from recstack.models.base import Recommends
 
-FACTORS = (0.0, 0.5, 0.7, 0.85, 1.2, 1.5, 2.0, 4.0)  # what a weight is multiplied by, in search of a better one
-ROUNDS = 4
+STEPS = 60
+RIDGE = 1e-3  # on how far the logarithms of the weights lie from each other: a source without a word to say is not sent to 0
 
 
 def merge_weights(
@@ -36,12 +35,14 @@ def merge_weights(
     max_requests: int | None = 2000,
     seed: int = 0,
 ) -> dict[str, float]:
-    r"""The weights of sources under which their merged lists find most: ``Candidates.merge(parts, weights=...)``.
+    r"""How much each source counts, so that what users chose next stands high: ``Candidates.merge(parts, weights=...)``.
 
-    .. math:: \max_{w \ge 0} \sum_u \mathrm{recall@}k\Big(\mathrm{top}_k \sum_c w_c\, x_{c}(u, \cdot)\Big)
+    .. math:: \max_{w > 0} \sum_u \frac{1}{|H_u|} \sum_{i \in H_u} \log
+        \frac{e^{\langle w, x_{ui} \rangle}}{\sum_{j \in C_u} e^{\langle w, x_{uj} \rangle}}
 
-    with x what source c gives to an item by `rule`. Weights are tried one after another, from all equal and from each source
-    alone; so on `valid` the merged lists find at least what those do.
+    with :math:`x_{ui}` what each source gives to item i by `rule`, :math:`C_u` all that the sources propose and :math:`H_u` what
+    of it the user chose. Weights under which the merged lists of `valid` would not find more than under equal ones are not
+    believed: then all are 1.
 
     Args:
         retrievers: fitted on the same data, with different names.
@@ -85,8 +86,10 @@ def merge_weights(
         shares.append(torch.stack([union.source[source.name].nan_to_num(0.0) for source in sources], 2))
         count = torch.from_numpy(truth.count[start : start + len(union)]).unsqueeze(1)
         gains.append(truth.hits(union.ids, start) / count)
-    found = _search(shares, gains, k, len(sources))
-    return {source.name: float(w) for source, w in zip(sources, found, strict=True)}
+    weight = _fitted(shares, gains, len(sources))
+    if _recall(shares, gains, weight, k) <= _recall(shares, gains, torch.ones(len(sources)), k):
+        weight = torch.ones(len(sources))
+    return {source.name: float(w) for source, w in zip(sources, weight, strict=True)}
 
 
 def _by_share(part: Candidates, rule: str) -> Candidates:
@@ -94,25 +97,32 @@ def _by_share(part: Candidates, rule: str) -> Candidates:
     return Candidates(part.ids, part.scores, part.mask, {name: part.shares(rule) for name in part.source})
 
 
-def _search(shares: list[Tensor], gains: list[Tensor], k: int, n: int) -> np.ndarray:
-    """The weights [n] of the highest recall@k: shares [R, L, n] and what each hit adds [R, L], in blocks."""
+def _fitted(shares: list[Tensor], gains: list[Tensor], n: int) -> Tensor:
+    """The weights [n], of mean 1: shares [R, L, n] and what each hit adds to its user's recall [R, L], in blocks."""
+    unit = max(float(share.max()) for share in shares if share.numel())
+    blocks = []
+    for share, gain in zip(shares, gains, strict=True):
+        hit = (gain > 0).any(1)  # others have nothing to say
+        x, of_hits = share[hit].double() / unit, gain[hit].double()
+        blocks.append((x, (x > 0).any(2), of_hits / of_hits.sum(1, keepdim=True)))
+    users = max(sum(len(x) for x, _, _ in blocks), 1)
+    log_weight = torch.zeros(n, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_weight], max_iter=STEPS, line_search_fn="strong_wolfe")
 
-    def recall(weight: np.ndarray) -> float:
-        by = torch.from_numpy(weight).float()
-        best = [(share @ by).topk(min(k, share.shape[1]), dim=1).indices for share in shares]
-        return sum(float(gain.gather(1, place).sum()) for gain, place in zip(gains, best, strict=True))
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = RIDGE * (log_weight - log_weight.mean()).square().sum()
+        for x, live, target in blocks:
+            score = (x @ log_weight.exp()).masked_fill(~live, -1e9)
+            value = value - (score.log_softmax(1) * target).sum() / users
+        value.backward()
+        return value
 
-    starts = [np.ones(n), *(np.eye(n) * n)]
-    values = [recall(start) for start in starts]
-    best, value = starts[int(np.argmax(values))], max(values)
-    for _ in range(ROUNDS):
-        before = value
-        for source in range(n):
-            for factor in FACTORS:
-                tried = best.copy()
-                tried[source] = tried[source] * factor if tried[source] else factor * best.mean()
-                if tried.sum() and (found := recall(tried)) > value:
-                    best, value = tried, found
-        if value == before:
-            break
-    return best * n / best.sum()
+    optimizer.step(loss)
+    weight = log_weight.detach().exp()
+    return (weight * n / weight.sum()).float()
+
+
+def _recall(shares: list[Tensor], gains: list[Tensor], weight: Tensor, k: int) -> float:
+    best = [(share @ weight).topk(min(k, share.shape[1]), dim=1).indices for share in shares]
+    return sum(float(gain.gather(1, at).sum()) for gain, at in zip(gains, best, strict=True))

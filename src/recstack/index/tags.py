@@ -436,20 +436,21 @@ def ecpm_queue(ctr: Tensor, bid: Tensor, ads: Tensor, k: int, *, allowed: Tensor
 
 
 def queue_recall(ids: Tensor, queue: Candidates) -> dict[str, float]:
-    """How much of each user's queue is among `ids` [R, K]: the share of its ads ("recall"), of its eCPM ("ecpm").
+    """How much of each user's queue is among `ids` [R, K]: the share of its ads ("recall"), of its scores ("worth").
 
-    Means over the users whose queue is not empty.
+    Of a queue by eCPM that is what truncation costs; of the ads that were clicked, with their bids for scores, it is click
+    recall and cost recall. Means over the users whose queue is not empty.
 
     >>> queue = Candidates(torch.tensor([[9, 7]]), torch.tensor([[160.0, 40.0]]))
     >>> queue_recall(torch.tensor([[9, 3]]), queue)
-    {'recall': 0.5, 'ecpm': 0.8}
+    {'recall': 0.5, 'worth': 0.8}
     """
     hit = ((queue.ids.unsqueeze(2) == ids.unsqueeze(1)).any(2) & queue.mask).double()
     there = queue.mask.any(1)
     worth = queue.scores.double()
     count = (hit.sum(1) / queue.mask.sum(1))[there]
     value = ((hit * worth).sum(1) / worth.sum(1).clamp(min=1e-30))[there]
-    return {"recall": float(count.mean()), "ecpm": float(value.mean())}
+    return {"recall": float(count.mean()), "worth": float(value.mean())}
 
 
 def _entries(given: Tags) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
