@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Batch = Mapping[str, Tensor]
 ASKS = ("user", "context", "domain")
 BLOCK = 1 << 16  # edges that are worked on at once
+START = -2.0  # s of an edge before training
 
 
 class PDN(Retriever):
@@ -46,6 +47,8 @@ class PDN(Retriever):
     `recommend` is exact: s is computed once for all edges, t once for each item of a history, and all paths are summed into
     the direct scores of all items. Features named in `bias` (a position, say) add a softplus of their own to y in training
     and are left out afterwards. Whoever has a history or attributes is answered, met in training or not.
+
+    Trained on what was shown, clicked or not; of a log that holds clicks only, on items drawn beside them.
 
     Departs from the paper: no event types.
 
@@ -70,6 +73,7 @@ class PDN(Retriever):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("user", "history", "item")
+    trainer: ClassVar[dict[str, Any]] = {"optimizer": "adam", "lr": 1e-3, "batch_size": 256}
 
     edges: Tensor  # j · N + i, ascending; one more at the end that no pair has
     clues: Tensor  # c of each
@@ -106,6 +110,7 @@ class PDN(Retriever):
         self.of_item, self.of_clues = linear(item, path_hidden[0]), linear(clues, path_hidden[0], bias=False)
         self.sim_net = MLP(path_hidden[0], path_hidden[1:])
         self.sim_out = linear(self.sim_net.width, 1)
+        torch.nn.init.constant_(self.sim_out.bias, START)  # many paths lead to an item: each begins as a little
         self.bias_inputs = Inputs(Schema([schema.feature(n) for n in bias]), dim, std=0.02) if bias else None
         self.bias_net = None if self.bias_inputs is None else MLP(self.bias_inputs.width(), (*path_hidden, 1))
         self.register_buffer("edges", torch.tensor([self.size**2]))
