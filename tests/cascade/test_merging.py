@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import recstack as rs
-from recstack.cascade.merging import _fitted
-from recstack.errors import ConfigError
+from recstack.cascade.merging import _fitted, weights_of_lists
+from recstack.data.truth import next_events
+from recstack.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,22 @@ def test_a_cascade_learns_its_weights_on_held_out_events(tmp_path):
     assert rs.load(cascade.save(tmp_path / "cascade")).merge == cascade.merge
     with pytest.raises(ConfigError, match=r"Cascade\.fit\(train, valid=\.\.\.\)"):
         rs.Cascade(fresh(), merge={"weights": "learned"}).fit(train)
+
+
+def test_lists_that_are_there_teach_the_same_as_their_sources(world):
+    sources, valid, _ = world
+    columns = sources[0].schema.encoder.encode(valid)
+    rows, truth = next_events(columns)
+    requests = rs.Requests.of(columns, rows)
+    requests = rs.Requests(
+        requests.batch, requests.users, sources[0].profiles.requests(requests.users, encoded=True).seen
+    )
+    parts = [source.recommend(requests, 20) for source in sources]
+    offsets = np.searchsorted(truth.keys >> 32, np.arange(len(rows) + 1))
+    weights = weights_of_lists(parts, (offsets, truth.keys & 0xFFFFFFFF), k=20)
+    assert weights == pytest.approx(rs.merge_weights(sources, valid, k=20), rel=0.05)  # but for items unheard of
+    with pytest.raises(DataError, match="chosen has 3 offsets"):
+        weights_of_lists(parts, ([0, 1, 2], [5, 6]))
 
 
 def test_what_cannot_be_learned_is_said(world):

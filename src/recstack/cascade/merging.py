@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from recstack.candidates import Candidates
 from recstack.cascade.retrieval import proposals, some_of
 from recstack.data import Columns
-from recstack.data.truth import next_events
+from recstack.data.truth import Truth, next_events
 from recstack.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -70,8 +71,6 @@ def merge_weights(
     sources: list[Any] = list(retrievers)
     if len({source.name for source in sources}) < max(len(sources), 2):
         raise ConfigError("merge_weights takes two retrievers or more, of different names.")
-    if rule not in ("rrf", "sum"):
-        raise ConfigError(f"Weights are learned for rule='rrf' or 'sum', whose scores add up; got {rule!r}.")
     encoder = sources[0].schema.encoder
     columns = valid if isinstance(valid, Columns) else encoder.encode(valid)
     before = past if past is None or isinstance(past, Columns) else encoder.encode(past)
@@ -79,17 +78,49 @@ def merge_weights(
     if not len(rows):
         raise DataError("The validation events hold no positive one, so there is nothing to learn from.")
     rows, truth = some_of(rows, truth, max_requests, seed)
+    blocks = proposals(sources, columns, rows, before, width or k, exclude_seen, where)
+    return _learned([source.name for source in sources], blocks, truth, k, rule)
+
+
+def weights_of_lists(
+    parts: Sequence[Candidates], chosen: tuple[Any, Any], *, k: int = 50, rule: str = "rrf"
+) -> dict[str, float]:
+    """As `merge_weights`, of lists that are there: such as the kinds of tags that ads were found by.
+
+    Args:
+        parts: what each source proposes for the same R requests, named by its `source`.
+        chosen: (offsets [R + 1], item ids), what each request chose.
+
+    >>> good = Candidates(torch.tensor([[3, 4]] * 9), torch.tensor([[2.0, 1.0]] * 9))
+    >>> poor = Candidates(torch.tensor([[5, 6]] * 9), torch.tensor([[2.0, 1.0]] * 9))
+    >>> parts = [good.rescore(good.scores, "good"), poor.rescore(poor.scores, "poor")]
+    >>> weights = weights_of_lists(parts, (torch.arange(10), torch.tensor([4] * 9)), k=2)
+    >>> weights["good"] > 10 * weights["poor"]
+    True
+    """
+    offsets, items = np.asarray(chosen[0], np.int64), np.asarray(chosen[1], np.int64)
+    n = len(parts[0])
+    if len(offsets) != n + 1:
+        raise DataError(f"chosen has {len(offsets)} offsets for {n} requests; give one more.")
+    truth = Truth(np.repeat(np.arange(n), np.diff(offsets)), items, n, np.zeros(n, np.int64))
+    return _learned([name for part in parts for name in part.source], [(0, parts)], truth, k, rule)
+
+
+def _learned(
+    names: list[str], blocks: Iterable[tuple[int, Sequence[Candidates]]], truth: Truth, k: int, rule: str
+) -> dict[str, float]:
+    if rule not in ("rrf", "sum"):
+        raise ConfigError(f"Weights are learned for rule='rrf' or 'sum', whose scores add up; got {rule!r}.")
     shares, gains = [], []
-    for start, parts in proposals(sources, columns, rows, before, width or k, exclude_seen, where):
-        given = [_by_share(part.top(), rule) for part in parts]
-        union = Candidates.merge(given)
-        shares.append(torch.stack([union.source[source.name].nan_to_num(0.0) for source in sources], 2))
-        count = torch.from_numpy(truth.count[start : start + len(union)]).unsqueeze(1)
+    for start, parts in blocks:
+        union = Candidates.merge([_by_share(part.top(), rule) for part in parts])
+        shares.append(torch.stack([union.source[name].nan_to_num(0.0) for name in names], 2))
+        count = torch.from_numpy(truth.count[start : start + len(union)]).clamp(min=1).unsqueeze(1)
         gains.append(truth.hits(union.ids, start) / count)
-    weight = _fitted(shares, gains, len(sources))
-    if _recall(shares, gains, weight, k) <= _recall(shares, gains, torch.ones(len(sources)), k):
-        weight = torch.ones(len(sources))
-    return {source.name: float(w) for source, w in zip(sources, weight, strict=True)}
+    weight = _fitted(shares, gains, len(names))
+    if _recall(shares, gains, weight, k) <= _recall(shares, gains, torch.ones(len(names)), k):
+        weight = torch.ones(len(names))
+    return dict(zip(names, weight.tolist(), strict=True))
 
 
 def _by_share(part: Candidates, rule: str) -> Candidates:

@@ -67,7 +67,8 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 #: Those that compare the candidates of a list: of one candidate they say nothing, or less.
 OF_LISTS = frozenset(
-    f.__name__ for f in (bce_pairwise, bpr, jrc, listnet, pairwise_hinge, pairwise_logistic, sampled_softmax, softmax)
+    f.__name__
+    for f in (bce_pairwise, bpr, jrc, listnet, nce, pairwise_hinge, pairwise_logistic, sampled_softmax, softmax)
 )
 # Arguments that come with the data.
 GIVEN = {"score", "label", "where", "weight", "log_q", "counts", "values", "user", "item", "user_ids", "item_ids"}
