@@ -105,7 +105,8 @@ class ComiRecSA(ReadsPrefixes):
         loss: str = "sampled_softmax",
         negatives: int = 1280,
     ):
-        super().__init__(schema, dim, loss=loss, negatives=negatives)
+        # of length one: with shorter ones the attentions begin alike, and stay so for long
+        super().__init__(schema, dim, loss=loss, negatives=negatives, std=dim**-0.5)
         self.positions = nn.Parameter(0.02 * torch.randn(self.history.max_len, dim))
         self.attention = nn.Sequential(
             linear(dim, 4 * dim, bias=False), nn.Tanh(), linear(4 * dim, interests, bias=False)
