@@ -81,6 +81,20 @@ def test_filters_are_walked_over_and_never_leave_too_few(market, ranker):
     assert allowed[found.ids].all()
 
 
+def test_a_walk_through_what_may_not_be_shown_goes_on(market, ranker):
+    """Where the best are not allowed, it walks on to those that are, and does not end in scoring everything."""
+    model = rs.retrieval.RPG(effort=8, probes=30, step=2).fit(market, over=ranker)
+    requests = model.requests(market.events["user_id"].unique(maintain_order=True)[:30].to_list())
+    allowed = torch.ones(model.catalog.size, dtype=torch.bool)
+    allowed[:2] = False
+    allowed[model.every_score(requests).mean(0).topk(30).indices] = False
+    ids, scores, counted = model.counted_search(requests, 5, False, allowed)
+    assert allowed[ids].all()
+    assert counted.max() < 0.8 * allowed.sum()
+    exact = model.every_score(requests).masked_fill(~allowed, -torch.inf).topk(5).values
+    assert (scores >= exact[:, -1:] - 1e-5).float().mean() > 0.9
+
+
 def test_says_what_it_lacks(market):
     with pytest.raises(ConfigError, match="needs a scorer"):
         rs.retrieval.RPG().fit(market)

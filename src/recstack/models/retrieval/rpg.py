@@ -145,11 +145,12 @@ class RPG(Structured, CountedRetriever):
     def walk(self, requests: Requests, k: int, alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         links, ids = self._links(), torch.from_numpy(self.catalog.ids).long()
         n, rows, keep = len(ids), len(requests), max(self.effort, k)
+        wanted = alive[:, ids]
         met = torch.zeros(rows, n + 1, dtype=torch.bool)
         met[:, n] = True  # place n is nobody
         score = torch.full((rows, n + 1), -torch.inf)
-        best, place = torch.full((rows, keep), -torch.inf), torch.full((rows, keep), n)
-        left = torch.ones(rows, keep, dtype=torch.bool)
+        ahead = score.clone()  # scores of what was met and not walked on from
+        best = torch.full((rows, keep), -torch.inf)  # of those wanted: the walk crosses others, but does not count them
         frontier = torch.from_numpy(self.entry).long().expand(rows, -1)
         while True:
             frontier = frontier.sort(1).values
@@ -160,20 +161,21 @@ class RPG(Structured, CountedRetriever):
                 met.scatter_(1, frontier, True)
                 order = fresh.int().argsort(dim=1, descending=True, stable=True)[:, :wide]
                 frontier, fresh = frontier.gather(1, order), fresh.gather(1, order)
-                value = self.pair_scores(requests, ids[frontier.clamp(max=n - 1)])
-                score.scatter_(1, torch.where(fresh, frontier, n), value)
-                both = torch.cat([best, value.masked_fill(~fresh, -torch.inf)], 1)
-                best, chosen = both.topk(keep)
-                place = torch.cat([place, frontier], 1).gather(1, chosen)
-                left = torch.cat([left, ~fresh], 1).gather(1, chosen)
-            ahead, chosen = best.masked_fill(left, -torch.inf).topk(min(self.step, keep))
-            live = ahead > -torch.inf
+                place = frontier.clamp(max=n - 1)
+                value = self.pair_scores(requests, ids[place])
+                frontier = torch.where(fresh, frontier, n)
+                score.scatter_(1, frontier, value)
+                ahead.scatter_(1, frontier, value)
+                counts = fresh & wanted.gather(1, place)
+                best = torch.cat([best, value.masked_fill(~counts, -torch.inf)], 1).topk(keep).values
+            value, place = ahead[:, :n].topk(min(self.step, n))
+            live = (value > -torch.inf) & (value >= best[:, -1:])
             if not bool(live.any()):
                 break
-            left.scatter_(1, chosen, True)
-            frontier = links[torch.where(live, place.gather(1, chosen), n)].flatten(1)
-        found = score[:, :n].masked_fill(~alive[:, ids], -torch.inf)
-        found, at = found.topk(min(k, n))
+            place = torch.where(live, place, n)
+            ahead.scatter_(1, place, -torch.inf)
+            frontier = links[place].flatten(1)
+        found, at = score[:, :n].masked_fill(~wanted, -torch.inf).topk(min(k, n))
         return ids[at], found, met[:, :n].sum(1)
 
     def _links(self) -> Tensor:
