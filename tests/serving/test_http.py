@@ -122,8 +122,8 @@ def test_the_user_side_is_computed_once_and_item_vectors_are_kept(saved):
     tower, ranker = service.cascade.retrievers[2], service.cascade.ranker
     calls: Counter[str] = Counter()
     widths = []
-    tower.user_tower.register_forward_hook(lambda m, args, out: calls.update(["user"]))
-    tower.item_tower.register_forward_hook(lambda m, args, out: calls.update(["item"]))
+    tower.towers.user_tower.register_forward_hook(lambda m, args, out: calls.update(["user"]))
+    tower.towers.item_tower.register_forward_hook(lambda m, args, out: calls.update(["item"]))
     ranker.inputs.register_forward_hook(lambda m, args, out: calls.update(["ranker"]))
 
     def user_width(module, args, out):

@@ -22,10 +22,10 @@ from recstack.models.graph import IdTables
 from recstack.models.scored import best_of_all, require_known
 from recstack.nn.mlp import linear
 from recstack.nn.sequence.attention import masked_softmax
+from recstack.schema import Schema
 
 if TYPE_CHECKING:
     from recstack.data import Columns
-    from recstack.schema import Schema
 
 Batch = Mapping[str, Tensor]
 BLOCK = 128  # items that are scored at a time

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recstack import bundle
 from recstack.errors import ConfigError
 from recstack.features import Inputs
 from recstack.features.columns import column
@@ -47,7 +48,8 @@ class MetaEmbedding(Retriever):
 
     Args:
         schema: a fitted schema with item features beside the key.
-        base: a retriever's class that reads the item key through its `inputs`, such as DSSM, or a `functools.partial` of it.
+        base: a retriever's class that reads the item key through its `inputs`, such as DSSM, a `functools.partial` of it, or
+            the path of a class, "module:Class".
         hidden: widths of the generator; () is a matrix.
         alpha: weight of the cold loss.
         warm_lr: η.
@@ -71,7 +73,7 @@ class MetaEmbedding(Retriever):
         self,
         schema: Schema,
         *,
-        base: Callable[..., Any],
+        base: str | Callable[..., Any] = "recstack.models.retrieval.dssm:DSSM",
         hidden: Sequence[int] = (),
         alpha: float = 0.1,
         warm_lr: float = 0.01,
@@ -82,7 +84,7 @@ class MetaEmbedding(Retriever):
             raise ConfigError(
                 f"alpha lies in [0, 1], warm_lr is positive and epochs at least 1; got {alpha:g}, {warm_lr:g} and {epochs}."
             )
-        self.base = base(schema)
+        self.base = (bundle.resolve(base) if isinstance(base, str) else base)(schema)
         inputs = getattr(self.base, "inputs", None)
         if not isinstance(self.base, Retriever) or not isinstance(inputs, Inputs) or schema.item not in inputs.widths:
             raise ConfigError(
