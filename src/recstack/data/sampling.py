@@ -3,7 +3,7 @@
 What comes back is a choice of rows (``columns.select(keep)``, or `reweighted` where requests hold lists), a weight for each
 (`reweighted`), the chances by which a Loader draws (``Loader(..., negatives=20, proposal=chances)``), or columns with rows
 added. The five schemes of Fei et al., "Sample Optimization For Display Advertising", CIKM 2020
-(https://doi.org/10.1145/3340531.3412137), are `weighted_negatives`, `subsampled_negatives`, `spy` and `two_step`,
+(https://doi.org/10.1145/3340531.3412162), are `weighted_negatives`, `subsampled_negatives`, `spy` and `two_step`,
 `fuzzy_positives`, and a Task of loss "nce" with the proposal of the first. All of them for training only.
 """
 

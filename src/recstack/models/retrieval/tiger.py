@@ -1,4 +1,4 @@
-"""TIGER: Recommender Systems with Generative Retrieval (Rajput et al., NeurIPS 2023).
+"""Recommender Systems with Generative Retrieval (Rajput et al., NeurIPS 2023).
 
 https://arxiv.org/abs/2305.05065
 """
