@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -215,18 +216,24 @@ def parameters(model: torch.nn.Module) -> tuple[int, int]:
     return count, count - sum(m.embedding_dim for m in model.modules() if isinstance(m, torch.nn.Embedding))
 
 
-def run(name: str, seed: int, epochs: int, parts: list[Any], encoder: rs.Encoder) -> dict[str, Any]:
+def run(
+    name: str, seed: int, epochs: int, parts: list[Any], encoder: rs.Encoder, folder: Path | None = None
+) -> dict[str, Any]:
     """One training; what the table and a reader of it need."""
     (train, valid, test), row = parts, ROWS[name]
     torch.manual_seed(seed)  # of the initial weights
     options = row.options if row.model == "LR" else {"dim": 10, **row.options}
     model = getattr(rs.ranking, row.model)(encoder.schema, **options)
     settings = {**TRAINING, "regularization": {"embedding": row.penalty}, **row.training}
-    trainer = rs.Trainer(model, epochs=epochs, seed=seed, **settings)
-    result = trainer.fit(train, valid)
+    trainer = rs.Trainer(model, epochs=epochs, seed=seed, checkpoint=folder, **settings)
+    result = trainer.fit(train, valid, resume=folder is not None)
+    if result.interrupted:
+        raise SystemExit(f"Interrupted after epoch {len(result.epochs)} of {name}.")
     assert result.best is not None
     valued = {part: trainer.evaluate(data) for part, data in (("valid", valid), ("test", test))}
     everything, counted = parameters(model)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
     return {
         "data": "frappe_x1",
         "model": name,
@@ -281,6 +288,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", choices=ROWS, default=list(ROWS), help="lines of the table")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=200, help="at most; validation ends a run long before")
+    parser.add_argument("--checkpoints", type=Path, help="folder; a run that was stopped goes on from there")
     parser.add_argument("--data-dir", help="folder of the public data sets; RECSTACK_DATA by default")
     parser.add_argument("--out", type=Path, default=RESULTS, help="file that the lines are appended to")
     parser.add_argument("--page", type=Path, default=PAGE, help="page that the table is drawn into")
@@ -296,7 +304,8 @@ def main() -> None:
         train = "AFN's own" if own else "items of the negatives drawn again"
         args.out.parent.mkdir(parents=True, exist_ok=True)
         for seed, name in todo:
-            line = json.dumps(run(name, seed, args.epochs, parts, encoder) | {"train": train})
+            folder = None if args.checkpoints is None else args.checkpoints / f"{name}-{seed}"
+            line = json.dumps(run(name, seed, args.epochs, parts, encoder, folder) | {"train": train})
             print(line, flush=True)
             with args.out.open("a", encoding="utf8") as file:
                 file.write(line + "\n")
