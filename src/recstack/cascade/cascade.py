@@ -327,6 +327,10 @@ class Cascade:
 
     def retrieve(self, requests: Requests, trace: Trace | None = None) -> Candidates:
         """What the retrievers propose, merged."""
+        if self.merge.get("weights") == "learned":
+            raise ConfigError(
+                "The weights of the retrievers are not learned yet; call Cascade.fit, or give the weights."
+            )
         parts = []
         for retriever in self.retrievers:
             with _timed(trace, retriever.name):

@@ -99,8 +99,8 @@ def evaluate_retrieval(
 ) -> RetrievalReport:
     """Rank the whole catalogue for each user, and compare the best k with all the user chose in `test`.
 
-    Several retrievers are also merged, by reciprocal rank or as `merge` says, into lists of the same k. Items that training never saw count as
-    missed.
+    Several retrievers are also merged, by reciprocal rank or as `merge` says, into lists of the same k. Items that training
+    never saw count as missed.
 
     Args:
         retrievers: fitted on the same data, with different names.

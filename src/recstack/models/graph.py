@@ -16,7 +16,7 @@ from recstack.features.columns import column
 from recstack.features.tables import check_ids
 from recstack.models.base import Retriever
 from recstack.models.counting import user_items
-from recstack.models.scored import require_known
+from recstack.models.scored import chosen_only, require_known
 from recstack.nn.graph.propagation import Propagation
 from recstack.schema import Schema
 
@@ -138,13 +138,7 @@ class Smoothed(IdTables):
         return self
 
     def training_columns(self, train: Columns) -> Columns:
-        """Of rows that are labelled one by one, the positive ones: the Trainer draws what each is compared with."""
-        if train.implicit or train.has_lists:
-            return train
-        chosen = train.select(train.positives())
-        chosen.implicit, pairs = True, [f.name for f in train.schema.by_role("pair")]  # no drawn pair has these
-        chosen.schema = train.schema.without(*pairs)
-        return chosen
+        return chosen_only(train)
 
     def smoothed(self) -> tuple[Tensor, Tensor]:
         """Embeddings after propagation, by id; without gradients they are kept until the weights change."""

@@ -97,10 +97,11 @@ class InBatchSoftmax(nn.Module):
 
         more = torch.zeros_like(chosen) if others is None else others
         extra, extra_ids, past = items[more], ids[more], 0
+        m = len(extra)
         if self.memory is not None:
             extra, extra_ids = torch.cat([extra, self.memory.vectors]), torch.cat([extra_ids, self.memory.ids])
             past = int((self.memory.ids > 0).sum())
-        n, m, size = len(own) + past, int(more.sum()), len(self.drawn) - 2
+        n, size = len(own) + past, len(self.drawn) - 2
         share = (self.drawn + 1) / (self.drawn.sum() + size)
         log_q = ((n * share + m / size) / max(n + m, 1)).log()
         columns: dict[str, Any] = {"extra_item": extra, "extra_ids": extra_ids}

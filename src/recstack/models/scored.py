@@ -1,19 +1,20 @@
-"""What retrievers share that score every item: the best of all scores, block by block, whom an id table knows, and
-what a live request knows of a pair."""
+"""What retrievers share that score every item: the best of all scores, block by block, whom an id table knows, what a
+live request knows of a pair, and which rows teach them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from recstack.errors import DataError
-from recstack.schema import Schema, Vector, is_embedded
+from recstack.schema import Schema, Task, Vector, is_embedded
 
 if TYPE_CHECKING:
-    from recstack.data import Requests
+    from recstack.data import Columns, Requests
 
 
 @torch.no_grad()
@@ -76,3 +77,21 @@ def pair_tensors(schema: Schema, known: Mapping[str, Tensor], shape: tuple[int, 
         else:
             out[f.name] = torch.zeros(*shape, f.size) if isinstance(f, Vector) else torch.zeros(shape)
     return out
+
+
+def chosen_only(train: Columns, task: Task | None = None) -> Columns:
+    """The rows that were chosen, by `task` or the first binary one, as an implicit log's: the Trainer draws their negatives.
+
+    What was shown and not chosen is left out: as negatives it makes a retriever worse (Huang et al., KDD 2020, section
+    4.1.1), and no drawn pair has pair features. Lists stay as they are: there the candidates with label 0 are the negatives.
+    """
+    pairs = [f.name for f in train.schema.by_role("pair")]
+    if train.has_lists or (train.implicit and not pairs):
+        return train
+    label = None if task is None else train.labels.get(task.column)
+    rows = np.ones(train.n_rows, bool)
+    if not train.implicit:
+        rows = train.positives() if task is None else rows if label is None else label > 0
+    found = train.select(np.flatnonzero(rows))
+    found.schema, found.implicit = found.schema.without(*pairs), True
+    return found

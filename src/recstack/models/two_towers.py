@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,19 +88,3 @@ def task_of(schema: Schema, name: str | None) -> Task:
     if not schema.tasks:
         raise SchemaError("A tower learns which items are chosen; declare a task, as in Task('click').")
     return schema.tasks[0] if name is None else schema.task(name)
-
-
-def chosen_only(train: Any, task: Task) -> Any:
-    """The rows that were chosen, as an implicit log's, whose negatives are drawn from the catalogue.
-
-    What was shown and not chosen is left out: as negatives it makes a retriever worse (Huang et al., KDD 2020, section
-    4.1.1). Lists stay as they are: there the candidates with label 0 are the negatives.
-    """
-    if train.has_lists:
-        return train
-    label = train.labels.get(task.column)
-    rows = np.ones(train.n_rows, bool) if label is None or train.implicit else label > 0
-    found = train.select(np.flatnonzero(rows))
-    found.schema = found.schema.without(*[f.name for f in found.schema.by_role(PAIRS)])
-    found.implicit = True
-    return found

@@ -18,7 +18,8 @@ from recstack.features.tables import Ask
 from recstack.losses.rows import weighted_mean
 from recstack.models.base import Retriever
 from recstack.models.in_batch import shown
-from recstack.models.two_towers import Towers, chosen_only, task_of
+from recstack.models.scored import chosen_only
+from recstack.models.two_towers import Towers, task_of
 from recstack.nn.sequence import Pooling
 from recstack.schema import Categorical, Schema, is_multi
 

@@ -20,7 +20,7 @@ from recstack.features.columns import column, padded
 from recstack.features.tables import check_ids
 from recstack.models.base import Retriever
 from recstack.models.counting import value_table
-from recstack.models.scored import best_of_all
+from recstack.models.scored import best_of_all, chosen_only
 from recstack.nn.mlp import MLP, linear
 from recstack.schema import Categorical, Schema
 
@@ -206,13 +206,7 @@ class RCF(Retriever):
             setattr(self, name, torch.from_numpy(array).to(self.values.device))
 
     def training_columns(self, train: Columns) -> Columns:
-        """Of rows that are labelled one by one, the positive ones: the Trainer draws what each is compared with."""
-        if train.implicit or train.has_lists:
-            return train
-        chosen = train.select(train.positives())
-        chosen.implicit, pairs = True, [f.name for f in train.schema.by_role("pair")]  # no drawn pair has these
-        chosen.schema = train.schema.without(*pairs)
-        return chosen
+        return chosen_only(train)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         if self.types and not len(self.members):

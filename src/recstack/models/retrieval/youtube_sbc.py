@@ -14,7 +14,8 @@ from recstack import losses
 from recstack.errors import ConfigError
 from recstack.models.base import Retriever
 from recstack.models.in_batch import shown
-from recstack.models.two_towers import Towers, chosen_only, task_of
+from recstack.models.scored import chosen_only
+from recstack.models.two_towers import Towers, task_of
 from recstack.nn.frequency import StreamingFrequency
 from recstack.nn.sequence import Pooling
 from recstack.schema import Schema
