@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from recstack.nn.experts import Experts
-from recstack.nn.gates import Gate, mixture, utilisation
+from recstack.nn.gates import Gate, Gates, dropped, mixture, utilisation
+from recstack.nn.mlp import MLP
 
 
 def looped(block: Experts, x: torch.Tensor) -> torch.Tensor:
@@ -74,3 +75,33 @@ def test_utilisation_counts_live_rows():
     share, entropy = utilisation(gate, mask)
     torch.testing.assert_close(share, torch.tensor([0.5, 0.5]))
     assert entropy.item() == pytest.approx(math.log(2) / 3)
+
+
+def test_gates_together_are_gates_one_by_one_and_dropout_keeps_sums():
+    gates, x = Gates(3, 4, 2, dropout=0.5), torch.randn(50, 3)
+    together = gates.eval()(x)
+    for k in range(2):
+        torch.testing.assert_close(together[:, k], torch.softmax(x @ gates.weight[k].T, -1))
+    some = gates.train()(x)
+    assert (some == 0).any()
+    torch.testing.assert_close(some.sum(-1), torch.ones(50, 2))
+    torch.testing.assert_close(dropped(together, 1.0).amax(-1), torch.ones(50, 2))
+
+
+@pytest.mark.parametrize("norm", [None, "batch", "layer"])
+@pytest.mark.parametrize("each", [False, True])
+def test_experts_with_inputs_and_norms_of_their_own_are_mlps(norm, each):
+    block = Experts(4, (6, 5), 3, each=each, norm=norm)
+    x = torch.randn(7, 3, 4) if each else torch.randn(7, 4)
+    for e, found in enumerate(block(x).unbind(1)):
+        one = MLP(4, (6, 5), norm=norm)
+        first = one.first.weight, one.first.bias
+        second = next(m for m in one.rest if isinstance(m, torch.nn.Linear))
+        with torch.no_grad():
+            if each:
+                first[0].copy_(block.weights[0][e].T)
+                second.weight.copy_(block.weights[1][e].T)
+            else:
+                first[0].copy_(block.first.weight.view(3, 6, 4)[e])
+                second.weight.copy_(block.weights[0][e].T)
+        torch.testing.assert_close(found, one(x[:, e] if each else x))

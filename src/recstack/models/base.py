@@ -191,6 +191,7 @@ class Model(Saved, nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ()
     trainer: ClassVar[dict[str, Any]] = {}  # options of rs.Trainer that the paper chose; `fit` takes them as defaults
+    ends_in_heads: ClassVar[bool] = True  # False: logits are changed after `self.heads`, so the model is no trunk of another
     gradients: ClassVar[bool] = True  # False: learns in one go by a `fit` of its own (trees), and no Trainer trains it
     fitted = False  # set by the Trainer and by loading; a cascade trains only what is not
     trained: Any = None  # the FitResult of the last `fit`

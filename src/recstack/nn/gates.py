@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recstack.nn.mlp import Sides, linear, split_linear
+from recstack.nn.mlp import Sides, linear, split_linear, split_product
 
 
 class Gate(nn.Module):
@@ -19,9 +19,50 @@ class Gate(nn.Module):
         return split_linear(self.score, x).float().softmax(-1)
 
 
+class Gates(nn.Module):
+    r"""A gate for each of T tasks, computed together: ``[..., W] → [..., T, E]`` in float32, :math:`\mathrm{softmax}(W_k x)`.
+
+    Args:
+        width: W.
+        experts: E.
+        tasks: T.
+        dropout: chance that an expert is out for a row and a task while training; the others' weights are scaled up to 1
+            again, and where all are out the strongest stays. It keeps gates from collapsing (Zhao et al., RecSys 2019).
+        each: every task's gate has an input of its own, ``[..., T, W]``.
+    """
+
+    def __init__(self, width: int, experts: int, tasks: int, dropout: float = 0.0, *, each: bool = False):
+        super().__init__()
+        self.tasks, self.experts, self.dropout, self.each = tasks, experts, dropout, each
+        self.weight = nn.Parameter(torch.empty(tasks, experts, width))
+        for one in self.weight:
+            nn.init.xavier_normal_(one)
+
+    def forward(self, x: Sides) -> Tensor:
+        if self.each:
+            score = torch.einsum("...ti,tei->...te", x, self.weight)
+        else:
+            score = split_product(x, self.weight.flatten(0, 1)).unflatten(-1, (self.tasks, self.experts))
+        gate = score.float().softmax(-1)
+        return dropped(gate, self.dropout) if self.training and self.dropout else gate
+
+
+def dropped(gate: Tensor, chance: float) -> Tensor:
+    """Weights ``[..., E]`` of which some are out, scaled to sum to 1; where all would be out, the greatest stays."""
+    stays = torch.rand_like(gate) >= chance
+    stays = stays | ~stays.any(-1, keepdim=True) & (gate == gate.amax(-1, keepdim=True))
+    kept = gate * stays
+    return kept / kept.sum(-1, keepdim=True).clamp(min=torch.finfo(gate.dtype).tiny)
+
+
 def mixture(gate: Tensor, experts: Tensor) -> Tensor:
-    """The experts' outputs ``[..., E, H]`` weighed by ``[..., E]``: ``[..., H]``."""
+    """The experts' outputs ``[..., E, H]`` weighed by ``[..., E]``: ``[..., H]``. For weights ``[..., T, E]`` see `mixtures`."""
     return (gate.to(experts.dtype).unsqueeze(-2) @ experts).squeeze(-2)
+
+
+def mixtures(gates: Tensor, experts: Tensor) -> Tensor:
+    """The experts' outputs ``[..., E, H]`` weighed by each task's ``[..., T, E]``: ``[..., T, H]``."""
+    return gates.to(experts.dtype) @ experts
 
 
 def utilisation(gate: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -157,12 +157,13 @@ def flat(x: Sides) -> Tensor:
 
 def split_linear(layer: nn.Linear, x: Sides) -> Tensor:
     """``layer(flat(x))`` without repeating the request side for every candidate."""
-    if isinstance(x, Tensor):
-        return layer(x)
+    return split_product(x, layer.weight, layer.bias)
+
+
+def split_product(x: Sides, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `split_linear`, of a weight ``[out, in]`` and a bias ``[out]``."""
+    if isinstance(x, Tensor) or not x[1].shape[-1]:
+        return F.linear(flat(x), weight, bias)
     request, candidate = x
-    if not candidate.shape[-1]:
-        return layer(flat(x))
     cut = request.shape[-1]
-    return F.linear(request, layer.weight[:, :cut]).unsqueeze(-2) + F.linear(
-        candidate, layer.weight[:, cut:], layer.bias
-    )
+    return F.linear(request, weight[:, :cut]).unsqueeze(-2) + F.linear(candidate, weight[:, cut:], bias)

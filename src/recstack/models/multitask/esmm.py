@@ -5,19 +5,17 @@ https://arxiv.org/abs/1804.07931
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
 from recstack.errors import SchemaError
-from recstack.features import Heads, Inputs
 from recstack.models.base import Model
-from recstack.nn.mlp import MLP
-from recstack.nn.names import ByName
+from recstack.models.trunk import MultiTask
 from recstack.schema import Schema
 
 
-class ESMM(Model):
+class ESMM(MultiTask):
     r"""The conversion rate learned on all impressions, through the product with the click rate.
 
     .. math:: p_{ctcvr} = p_{ctr} \cdot p_{cvr}, \qquad
@@ -37,6 +35,8 @@ class ESMM(Model):
         hidden: widths of each task's tower.
         norm: "batch", "layer" or None.
         dropout: in the towers.
+        history: how histories become vectors: "mean", "attention", ...
+        trunk: what towers read in the place of all embeddings; a model class, such as ``rs.multitask.PLE``.
 
     Raises:
         SchemaError: where no task is a product.
@@ -60,18 +60,17 @@ class ESMM(Model):
         hidden: Sequence[int] = (360, 200, 80),
         norm: str | None = None,
         dropout: float = 0.0,
+        history: str = "mean",
+        trunk: Callable[..., Model] | None = None,
     ):
-        super().__init__(schema)
         if not any(t.derived for t in schema.tasks):
             raise SchemaError(
                 'ESMM learns a conversion through a product, and no task is one. Declare Task("click"), '
                 'Task("order", given="click", weight=0) and Task("ordered", product=("click", "order")).'
             )
-        self.inputs = Inputs(schema, dim)
-        width, tasks = self.inputs.width(), [t.name for t in schema.tasks if not t.derived]
-        self.towers = ByName({task: MLP(width, hidden, norm=norm, dropout=dropout) for task in tasks})
-        self.heads = Heads(schema, hidden[-1] if hidden else width)
+        super().__init__(schema, dim, history, trunk)
+        self.towers_on(self.trunk.width, hidden, each=self.trunk.each, norm=norm, dropout=dropout)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        x, mask = self.inputs(batch).sides(), batch.get("@mask")
-        return self.heads({task: tower(x, mask) for task, tower in self.towers.items()})
+        x, plus = self.trunk(batch)
+        return self.answer(x, batch, plus)

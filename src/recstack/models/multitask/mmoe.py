@@ -5,21 +5,18 @@ https://doi.org/10.1145/3219819.3220007
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
-from recstack.features import Heads, Inputs
 from recstack.models.base import Model
+from recstack.models.trunk import MultiTask
 from recstack.nn.experts import Experts
-from recstack.nn.gates import Gate, mixture, utilisation
-from recstack.nn.mlp import MLP
-from recstack.nn.names import ByName
+from recstack.nn.gates import Gates, mixtures
 from recstack.schema import Schema
 
 
-class MMoE(Model):
+class MMoE(MultiTask):
     r"""Shared experts, and a gate for each task that chooses among them.
 
     .. math:: z_k = \sum_e g^k_e(x)\, f_e(x), \qquad g^k(x) = \mathrm{softmax}(W_k x), \qquad
@@ -34,8 +31,12 @@ class MMoE(Model):
         experts: E.
         hidden: widths of each expert.
         towers: widths of each task's tower.
+        gate_dropout: chance that an expert is out for a row and a task while training, against gates that collapse.
         norm: "batch", "layer" or None, in the towers.
         dropout: in experts and towers.
+        detach: tasks whose loss does not reach below their tower.
+        history: how histories become vectors: "mean", "attention", ...
+        trunk: what experts and gates read in the place of all embeddings; a model class, such as ``rs.ranking.DCNv2``.
 
     Ma et al., KDD 2018, https://doi.org/10.1145/3219819.3220007
 
@@ -55,33 +56,19 @@ class MMoE(Model):
         experts: int = 8,
         hidden: Sequence[int] = (16,),
         towers: Sequence[int] = (8,),
+        gate_dropout: float = 0.0,
         norm: str | None = None,
         dropout: float = 0.0,
+        detach: Sequence[str] = (),
+        history: str = "mean",
+        trunk: Callable[..., Model] | None = None,
     ):
-        super().__init__(schema)
-        self.inputs = Inputs(schema, dim)
-        width, tasks = self.inputs.width(), [t.name for t in schema.tasks if not t.derived]
-        self.experts = Experts(width, hidden, experts, dropout)
-        self.gates = ByName({task: Gate(width, experts) for task in tasks})
-        self.towers = ByName({task: MLP(hidden[-1], towers, norm=norm, dropout=dropout) for task in tasks})
-        self.heads = Heads(schema, towers[-1] if towers else hidden[-1])
+        super().__init__(schema, dim, history, trunk, together=True)
+        self.experts = Experts(self.trunk.width, hidden, experts, dropout)
+        self.gates = Gates(self.trunk.width, experts, len(self.names), gate_dropout)
+        self.towers_on(hidden[-1], towers, norm=norm, dropout=dropout, detach=detach)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        x, mask = self.inputs(batch).sides(), batch.get("@mask")
+        x, plus = self.trunk(batch)
         shared = self.experts(x)  # [R, L, E, H]
-        return self.heads(
-            {task: self.towers[task](mixture(gate(x), shared), mask) for task, gate in self.gates.items()}
-        )
-
-    @torch.no_grad()
-    def measures(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the gates do on a batch, as scalars to log.
-
-        ``"click/gate/3"`` is the mean weight of expert 3, ``"click/gate/entropy"`` the mean entropy of a row's weights.
-        """
-        x, mask = self.inputs(batch).sides(), batch.get("@mask")
-        out: dict[str, Tensor] = {}
-        for task, gate in self.gates.items():
-            share, out[f"{task}/gate/entropy"] = utilisation(gate(x), mask)
-            out |= {f"{task}/gate/{i}": one for i, one in enumerate(share)}
-        return out
+        return self.answer(mixtures(self.gates(x), shared), batch, plus)

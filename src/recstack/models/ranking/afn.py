@@ -49,6 +49,8 @@ class AFN(Model):
     True
     """
 
+    ends_in_heads = False
+
     def __init__(
         self,
         schema: Schema,

@@ -51,6 +51,8 @@ class AutoInt(Model):
     True
     """
 
+    ends_in_heads = False
+
     def __init__(
         self,
         schema: Schema,

@@ -48,6 +48,8 @@ class FinalMLP(Model):
     True
     """
 
+    ends_in_heads = False
+
     def __init__(
         self,
         schema: Schema,

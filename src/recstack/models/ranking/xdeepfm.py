@@ -48,6 +48,8 @@ class xDeepFM(Model):
     True
     """
 
+    ends_in_heads = False
+
     def __init__(
         self,
         schema: Schema,
