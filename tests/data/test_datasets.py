@@ -397,12 +397,13 @@ def census_dir(tmp_path) -> Path:
 
 
 def test_census_labels_leave_the_features(census_dir):
-    train, _ = ds.census_income(data_dir=census_dir)
+    train, valid, test = ds.census_income(data_dir=census_dir)
+    assert (len(train), len(valid), len(test)) == (2, 1, 1)
     assert train.events["income"].to_list() == [0, 1]
     assert train.events["marital"].to_list() == [1, 0]
     names = set(train.schema.names)
-    assert len(names) == 39
-    assert not names & {"marital_stat", "income_over_50k", "instance_weight", "income", "marital"}
+    assert len(names) == 38
+    assert not names & {"marital_stat", "education", "income_over_50k", "instance_weight", "income", "marital"}
     assert train.events["class_of_worker"].to_list() == ["?", "?"]
     assert train.events["hispanic_origin"].to_list() == ["NA", "NA"]
     assert train.weight is None
@@ -410,7 +411,7 @@ def test_census_labels_leave_the_features(census_dir):
 
 
 def test_census_education_and_weights(census_dir):
-    train, _ = ds.census_income(("education", "marital"), weighted=True, data_dir=census_dir)
+    train = ds.census_income(("education", "marital"), weighted=True, data_dir=census_dir)[0]
     assert train.events["education"].to_list() == [0, 1]
     assert len(train.schema.names) == 38
     assert train.weight == "instance_weight"
@@ -418,6 +419,11 @@ def test_census_education_and_weights(census_dir):
     for bad in ("income", ()):
         with pytest.raises(ConfigError, match="tasks= is a list"):
             ds.census_income(bad, data_dir=census_dir)
+    one, kept = (ds.census_income(["income"], keep_education=k, data_dir=census_dir)[0] for k in (False, True))
+    assert set(kept.schema.names) - set(one.schema.names) == {"education"}  # a task alone reads what two read
+    assert not {"marital_stat", "instance_weight"} & set(kept.schema.names)
+    with pytest.raises(ConfigError, match="a feature of itself"):
+        ds.census_income(("education", "marital"), keep_education=True, data_dir=census_dir)
 
 
 def test_census_refuses_another_income_and_text_for_numbers(census_dir):
@@ -708,9 +714,15 @@ def test_real_frappe(data_dir):
 @pytest.mark.slow
 def test_real_census(data_dir):
     need(data_dir, "census-income-kdd")
-    train, test = ds.census_income(data_dir=data_dir)
-    assert [len(train), len(test)] == [199_523, 99_762]
+    train, valid, test = ds.census_income(data_dir=data_dir)
+    assert [len(train), len(valid), len(test)] == [199_523, 49_881, 49_881]
     assert train.events["income"].sum() == 12_382
+    assert (train.events["marital"].sum(), valid.events["income"].sum() + test.events["income"].sum()) == (86_485, 6_186)
+    assert abs(valid.events["income"].mean() - test.events["income"].mean()) < 0.003
+    income, marital = (train.events[t].to_numpy() for t in ("income", "marital"))
+    assert abs(np.corrcoef(income, marital)[0, 1]) == pytest.approx(0.1768, abs=2e-3)  # MMoE's paper
+    college = ds.census_income(("education", "marital"), data_dir=data_dir)[0].events["education"].to_numpy()
+    assert abs(np.corrcoef(college, marital)[0, 1]) == pytest.approx(0.2373, abs=3e-3)
     missing = {c: (train.events[c] == "?").sum() for c in train.events.select(pl.col(pl.String)).columns}
     assert {n for n in missing.values() if n} == {708, 3393, 6119, 6713, 99696}
     assert all(n == 99696 for c, n in missing.items() if c.startswith("migration_"))
