@@ -569,9 +569,13 @@ def _short(case: Case) -> Schema:
     schema = case.declared
     named = {n for v in case.options.values() for n in np.ravel(np.asarray(v, dtype=object)) if isinstance(n, str)}
     keep = {schema.user, schema.item, *named, *(n for h in schema.histories for n in (h.name, *h.of))}
-    kinds = {(f.kind, is_multi(f)) for f in schema.features if f.name in keep} | {("text", True), ("vector", False)}
+    kinds = {(f.kind, is_multi(f)) for f in schema.features if f.name in keep} | {
+        ("text", True),
+        ("vector", False),
+        ("hits", False),
+    }
     for f in schema.features:
-        if f.role in ("domain", "pair") or (f.kind, is_multi(f)) not in kinds:
+        if f.role in ("domain", *case.model.needs) or (f.kind, is_multi(f)) not in kinds:
             keep.add(f.name)
             kinds.add((f.kind, is_multi(f)))
     return schema.replace(features=[f for f in schema.features if f.name in keep])
