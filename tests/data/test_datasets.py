@@ -58,6 +58,9 @@ LOADERS = {
     "frappe": "frappe-afn",
     "census_income": "census-income-kdd",
     "letor": "ltr-mq2008",
+    "coat": "coat",
+    "xmrec": "xmrec-wsdm22",
+    "movielens_1m_by_age": "ml-1m",
 }
 
 
@@ -381,6 +384,106 @@ def test_frappe_decodes_to_the_original_values(tmp_path):
     assert ds.frappe(data_dir=tmp_path)[0].events["click"].to_list() == [0]
     with pytest.raises(ConfigError, match="Unknown train part"):
         ds.frappe("all", data_dir=tmp_path)
+
+
+def test_movielens_by_age_cuts_each_user_in_time(ml_1m):
+    parts = ds.movielens_1m_by_age(data_dir=ml_1m)
+    every = pl.concat([p.events for p in parts])
+    assert every.height == len(ds.movielens_1m(data_dir=ml_1m))
+    assert set(every["age_group"]) <= {"under 25", "25 to 34", "35 and more"}
+    time = parts[0].schema.time
+    ends = [
+        p.events.group_by("user_id").agg(pl.col(time).min().alias("first"), pl.col(time).max().alias("last"))
+        for p in parts
+    ]
+    for before, after in itertools.pairwise(ends):
+        both = before.join(after, on="user_id", suffix="_after")
+        assert (both["last"] < both["first_after"]).all()
+    assert [f.name for f in parts[0].schema.by_role("domain")] == ["age_group"]
+    assert parts[0].schema.without("age_group").names[-1] == "first_genre"
+
+
+@pytest.fixture
+def xmrec_dir(tmp_path) -> Path:
+    """Two markets of 6 users and 9 items; each user bought three, and one more in the test file."""
+    for market in ("s1", "t1"):
+        line = f"{market}U{{}}\tP{{}}\t{{}}\n".format
+        bought = [(u, (u + k) % 9) for u in range(6) for k in range(4)]
+        core = [line(u, i, 1.0) for n, (u, i) in enumerate(bought) if n % 4 < 3]
+        put(
+            tmp_path / f"xmrec-wsdm22/{market}",
+            "train_5core.tsv.gz",
+            "userId\titemId\trating\n" + "".join([*core, core[0]]),
+        )
+        test = [line(u, i, 1) for n, (u, i) in enumerate(bought) if n % 4 == 3]
+        put(tmp_path / f"xmrec-wsdm22/{market}", "valid_qrel.tsv", "userId\titemId\trating\n" + "".join(test))
+    runs = [f"t1U{u}\t" + ",".join(f"P{(u + k) % 9}" for k in (3, 5, 7)) + "\n" for u in range(6)]
+    put(tmp_path / "xmrec-wsdm22/t1", "valid_run.tsv.gz", "".join(runs))
+    return tmp_path
+
+
+def test_xmrec_negatives_are_what_the_user_never_bought(xmrec_dir):
+    train, valid, test = ds.xmrec(("s1", "t1"), negatives=2, sampled=4, data_dir=xmrec_dir)
+    events = pl.concat([p.events for p in (train, valid, test)])
+    bought = events.filter(pl.col("bought") == 1).select("user_id", "item_id")
+    assert bought.height == bought.unique().height == 2 * 6 * 4  # the row that came twice counts once
+    assert not events.filter(pl.col("bought") == 0).join(bought, on=["user_id", "item_id"], how="semi").height
+    assert [p.events["bought"].sum() for p in (train, valid, test)] == [24, 12, 12]
+    assert [len(p) for p in (train, valid)] == [24 * 3, 12 * 5]
+    lists = test.events.group_by("market", "user_id").agg(pl.len(), pl.col("item_id").n_unique().alias("items"))
+    assert (lists["len"] == lists["items"]).all()
+    assert lists.sort("market")["len"].to_list() == [5] * 6 + [3] * 6  # t1's are the cup's own
+    again = ds.xmrec(("t1",), negatives=2, sampled=4, data_dir=xmrec_dir)[0].events
+    assert again.equals(train.events.filter(market="t1"))  # a market's draws do not depend on the others
+    with pytest.raises(ConfigError, match="market of XMRec"):
+        ds.xmrec(("s9",), data_dir=xmrec_dir)
+
+
+def test_xmrec_a_user_of_everything_has_no_negatives():
+    bought = np.array([[True, True], [True, False]])
+    file = importlib.import_module("recstack.data.datasets.xmrec")
+    for draw in (file._any, file._different):
+        out = draw(bought, np.array([0, 1]), 2, np.random.default_rng(0))
+        assert (out[0] == -1).all()
+        assert set(out[1].tolist()) <= {1, -1}
+        assert 1 in out[1]
+
+
+@pytest.fixture
+def coat_dir(tmp_path) -> Path:
+    rng, folder = np.random.default_rng(0), tmp_path / "coat"
+    matrix = lambda x: "\n".join(" ".join(map(str, row)) for row in x.tolist()) + "\n"  # noqa: E731
+    for name, chance in (("train", 0.1), ("test", 0.05)):
+        put(folder, f"{name}.ascii.gz", matrix(rng.integers(1, 6, (290, 300)) * (rng.random((290, 300)) < chance)))
+    put(folder, "propensities.ascii", matrix(rng.uniform(0.1, 0.9, (290, 300)).round(3)))
+    maps = {
+        "user": ["gender:men", "gender:women", "age:20-30", "location:urban", "fashioninterest:very"],
+        "item": ["gender:men", "gender:women", "jackettype:bomber", "color:red", "onfrontpage:yes", "onfrontpage:no"],
+    }
+    for side, rows in (("user", 290), ("item", 300)):
+        put(folder, f"{side}_features_map.txt", "\n".join(maps[side]))
+        flags = np.ones((rows, len(maps[side])), int)
+        flags[:, 1], flags[0, :2] = 0, 0  # all men, and the first says nothing
+        put(folder, f"{side}_features.ascii", matrix(flags))
+    return tmp_path
+
+
+def test_coat_every_pair_or_the_rated_ones(coat_dir):
+    train, test = ds.coat(data_dir=coat_dir)
+    every, _ = ds.coat(every=True, data_dir=coat_dir)
+    rated = every.events.filter(rated=1)
+    assert len(every) == 290 * 300
+    assert rated.equals(train.events)
+    assert every.events.filter(rated=0).select("liked", "rating").null_count().row(0) == (len(every) - len(train),) * 2
+    assert (train.events["liked"] == (train.events["rating"] >= 3)).all()
+    assert np.allclose(train.events["inverse_propensity"] * train.events["propensity"], 1)
+    assert (test.events["rated"] == 1).all()
+    assert train.users["gender"].to_list() == [None, *["men"] * 289]
+    assert train.items["front_page"].to_list() == ["yes"] * 300
+    assert schema_is_whole(train.schema)
+    put(coat_dir / "coat", "user_features_map.txt", "height:tall\n")
+    with pytest.raises(DataError, match="other lines than 'group:value'"):
+        ds.coat(data_dir=coat_dir)
 
 
 @pytest.fixture
@@ -717,7 +820,10 @@ def test_real_census(data_dir):
     train, valid, test = ds.census_income(data_dir=data_dir)
     assert [len(train), len(valid), len(test)] == [199_523, 49_881, 49_881]
     assert train.events["income"].sum() == 12_382
-    assert (train.events["marital"].sum(), valid.events["income"].sum() + test.events["income"].sum()) == (86_485, 6_186)
+    assert (train.events["marital"].sum(), valid.events["income"].sum() + test.events["income"].sum()) == (
+        86_485,
+        6_186,
+    )
     assert abs(valid.events["income"].mean() - test.events["income"].mean()) < 0.003
     income, marital = (train.events[t].to_numpy() for t in ("income", "marital"))
     assert abs(np.corrcoef(income, marital)[0, 1]) == pytest.approx(0.1768, abs=2e-3)  # MMoE's paper
@@ -730,6 +836,38 @@ def test_real_census(data_dir):
     assert train.events["class_of_worker"].n_unique() == 9
     assert train.events["detailed_industry_recode"].n_unique() == 52
     assert train.events["wage_per_hour"].n_unique() == 1240
+
+
+@pytest.mark.real_data
+def test_real_coat(data_dir):
+    need(data_dir, "coat")
+    train, test = ds.coat(data_dir=data_dir)
+    assert (len(train), len(test)) == (6_960, 4_640)
+    assert (train.events.group_by("user_id").len()["len"] == 24).all()
+    assert (test.events.group_by("user_id").len()["len"] == 16).all()
+    assert train.events["liked"].mean() > test.events["liked"].mean() + 0.1  # chosen, and drawn
+    assert train.items.select(pl.all().n_unique()).row(0) == (300, 2, 16, 13, 2)
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_real_xmrec(data_dir):
+    need(data_dir, "xmrec-wsdm22")
+    train, valid, test = ds.xmrec(("s3", "t1"), data_dir=data_dir)
+    counts = test.events.group_by("market").agg(pl.col("bought").sum(), pl.len()).sort("market")
+    assert counts["bought"].to_list() == [3_328, 2_697]
+    assert counts["len"].to_list() == [332_800, 269_700]
+    assert (len(valid), valid.events["bought"].sum()) == (602_500, 6_025)
+    assert train.events["bought"].mean() == pytest.approx(0.2)
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_real_movielens_by_age(data_dir):
+    need(data_dir, "ml-1m")
+    parts = ds.movielens_1m_by_age(data_dir=data_dir)
+    counts = pl.concat([p.events for p in parts])["age_group"].value_counts().sort("age_group")
+    assert counts["count"].to_list() == [395_556, 393_906, 210_747]  # as Scenario-Wise-Rec counts them
 
 
 @pytest.mark.real_data

@@ -8,6 +8,7 @@ fetches the originals for those who have a network; `describe` lists the sets, t
 # Not lazy: several functions have their file's name, and a file imported later would take its function's place.
 from recstack.data.datasets.about import About, Remote, describe
 from recstack.data.datasets.census import census_income
+from recstack.data.datasets.coat import coat
 from recstack.data.datasets.download import download, fetch
 from recstack.data.datasets.files import resolve_data_dir
 from recstack.data.datasets.frappe import frappe
@@ -15,15 +16,17 @@ from recstack.data.datasets.kuairand import kuairand_pure
 from recstack.data.datasets.letor import letor, read_letor
 from recstack.data.datasets.libsvm import read_libsvm
 from recstack.data.datasets.lightgcn import lightgcn, read_adjacency
-from recstack.data.datasets.movielens import movielens_1m, movielens_100k
+from recstack.data.datasets.movielens import movielens_1m, movielens_1m_by_age, movielens_100k
 from recstack.data.datasets.ncf import ncf
 from recstack.data.datasets.s3rec import s3rec
 from recstack.data.datasets.sasrec import sasrec
+from recstack.data.datasets.xmrec import xmrec
 
 __all__ = [
     "About",
     "Remote",
     "census_income",
+    "coat",
     "describe",
     "download",
     "fetch",
@@ -32,6 +35,7 @@ __all__ = [
     "letor",
     "lightgcn",
     "movielens_1m",
+    "movielens_1m_by_age",
     "movielens_100k",
     "ncf",
     "read_adjacency",
@@ -40,4 +44,5 @@ __all__ = [
     "resolve_data_dir",
     "s3rec",
     "sasrec",
+    "xmrec",
 ]
