@@ -55,6 +55,8 @@ from .schema import Task as Task
 from .schema import Text as Text
 from .schema import Vector as Vector
 from .training import Trainer as Trainer
+from .training import balance as balance
+from .training.report import evaluate_tasks as evaluate_tasks
 
 __version__: str
 
