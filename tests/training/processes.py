@@ -48,6 +48,12 @@ CASES: dict[str, dict[str, Any]] = {
     "sharded window": {"sharded": "embedding", "optimizer": "lazy_adam", "accumulate": 3, "average": "ema"},
     "sharded dense": {"sharded": "embedding", "optimizer": "adam", "norm": None},
 }
+BALANCED: dict[str, dict[str, Any]] = {
+    "numbers": {"balance": ("uncertainty", {"lr": 0.1}), "accumulate": 3},
+    "representation": {"balance": ("mgda", {"at": "mlp", "normalise": "loss+"})},
+    "shared": {"balance": "cagrad", "clip": 0.05, "sharded": "embedding"},
+    "tables": {"balance": ("nash", {"at": "tables", "every": 2}), "optimizer": "lazy_adam"},
+}
 
 
 def log(n: int, seed: int) -> Log:
@@ -69,7 +75,7 @@ def log(n: int, seed: int) -> Log:
 
 def made(case: str, dropout: float = 0.0, **more: Any) -> tuple[Trainer, Any, Any]:
     """The Trainer of a case, and its data: 289 rows by 32, so that the last batch is one row."""
-    options = {"batch_size": 32, "epochs": 2, "lr": 0.05, "progress": False} | CASES[case] | more
+    options = {"batch_size": 32, "epochs": 2, "lr": 0.05, "progress": False} | (CASES | BALANCED)[case] | more
     train, valid = log(289, 0), log(65, 1)
     torch.manual_seed(0)
     schema = Encoder(SCHEMA).fit(train).schema
@@ -159,6 +165,14 @@ def laws(folder: Path, rank: int) -> None:
     weights, _ = run("sharded", resume=True, checkpoint=folder / "checkpoints", checkpoint_every=3)
     save_file(weights, folder / f"resumed.{rank}")
     stopped(folder, rank)
+
+
+def balanced(folder: Path, rank: int) -> None:
+    """What each process ends with where losses are balanced."""
+    for case in BALANCED:
+        weights, numbers = run(case)
+        save_file(weights, folder / f"{case}.{rank}")
+        (folder / f"{case}.{rank}.json").write_text(json.dumps(numbers))
 
 
 def begun(folder: Path) -> None:

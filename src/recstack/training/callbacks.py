@@ -19,7 +19,10 @@ class Callback:
         """Before the first step; `batches` per epoch, None when the data does not know."""
 
     def on_read(self, at: dict[str, Any]) -> None:
-        """Twice a second: {"epoch", "step", "batch", "loss", "losses": {name: mean since the last}, "rate", "lr"}."""
+        """Twice a second: {"epoch", "step", "batch", "loss", "losses": {name: mean since the last}, "rate", "lr"}.
+
+        With ``Trainer(balance=...)`` also "weights": {loss: mean weight since the last}.
+        """
 
     def on_epoch(self, record: dict[str, Any]) -> None:
         """After an epoch and its validation; the same record as in the result."""
@@ -77,6 +80,7 @@ class TensorBoard(Callback):
 
     def on_read(self, at: dict[str, Any]) -> None:
         self._write(at, "train", at["losses"] | {"loss": at["loss"], "rate": at["rate"]})
+        self._write(at, "weight", at.get("weights", {}))
 
     def on_epoch(self, record: dict[str, Any]) -> None:
         self._write(record, "valid", record["valid"])
@@ -141,8 +145,10 @@ class Progress(Callback):
 
     def on_epoch(self, record: dict[str, Any]) -> None:
         valid = "".join(f" · {name} {value:.4f}" for name, value in record["valid"].items())
+        weights = ", ".join(f"{name} {value:.3g}" for name, value in record.get("weights", {}).items())
         line = (
             f"epoch {record['epoch']}/{self.epochs} · loss {record['loss']:.4f}{valid} · "
+            f"{f'weights {weights} · ' if weights else ''}"
             f"{record['seconds']:.1f} s · {record['rate']:,.0f} samples/s"
         )
         self._say(line)

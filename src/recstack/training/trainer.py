@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from recstack.errors import ConfigError, TrainingError, unknown
 from recstack.kernels.memory import keep_freed
-from recstack.training import averaging, checkpoints, evaluation, incremental, memory, optimizers, schedules
+from recstack.training import averaging, balance, checkpoints, evaluation, incremental, memory, optimizers, schedules
 from recstack.training import batches as feeding
 from recstack.training.callbacks import Callback, Progress, loggers
 from recstack.training.diagnosis import Movement, explain
@@ -59,7 +59,8 @@ class Trainable(Protocol):
 class FitResult:
     """What a run did.
 
-    epochs: one record each: {"epoch", "step", "loss", "losses", "valid", "lr", "seconds", "rate"}.
+    epochs: one record each: {"epoch", "step", "loss", "losses", "valid", "lr", "seconds", "rate"}, and with `balance` the
+        mean "weights" of the losses.
     best: {"epoch", "monitor", "value"} of the weights that the model now has; None if nothing was monitored.
     interrupted: whether Ctrl-C or SIGTERM ended it; ``fit(resume=True)`` goes on.
     """
@@ -98,6 +99,8 @@ class Trainer:
         alternate: loss names in turn, one group a step, as in ``(("click",), ("like", "follow"))``. Each group minimises
             its own losses with its own `optimizer` and state. ``{"teacher": {"teacher": "adam"}, "student": {...}}`` gives
             each group its optimisers; parameters that a choice leaves out stand still in that turn.
+        balance: what each loss is multiplied with: {loss: weight}, a name such as "uncertainty", "dwa", "gradnorm", "pcgrad"
+            or "mgda", (name, options), or one of `recstack.balance`. Losses are logged as they are, beside their weights.
         reset_embeddings: initialise the tables anew before each epoch but the first and keep the rest of the model, so
             that more than one epoch can be trained without the overfitting of ids that CTR models are known for (MEDA,
             https://arxiv.org/abs/2407.01607).
@@ -154,6 +157,7 @@ class Trainer:
         accumulate: int = 1,
         average: Any = None,
         alternate: Any = None,
+        balance: Any = None,
         reset_embeddings: bool = False,
         compile: bool | str = False,
         monitor: str | None = None,
@@ -184,6 +188,7 @@ class Trainer:
             raise unknown("mode in compile=", compile, COMPILE)
         self.optimizer = {"embedding": "rowwise_adagrad", "default": "adam"} if optimizer is None else optimizer
         self.lr, self.alternate = lr, alternate
+        self.balance = _balance(balance, accumulate, alternate, compile)
         made = turns(model, self.optimizer, lr, alternate)  # a wrong key is an error here, not after data was encoded
         self.schedules = schedules.by_key(schedule, {g.key: None for turn in made for g in turn.groups})
         plateau = any(isinstance(s, schedules.Plateau) for s in self.schedules.values())
@@ -217,6 +222,7 @@ class Trainer:
                 'average="swa" is a mean over epochs, and reset_embeddings=True begins anew in each: take "ema".'
             )
         self.memory: memory.Memory | None = None  # the estimate, from the start of `fit`
+        self._balancing()
         Penalties(model, self.regularization)
         Limits(model, clip)
 
@@ -278,6 +284,7 @@ class Trainer:
                 self.checkpoints or nullcontext(),
                 self.world.normalised(self.model),
                 self.world.spread(self.model, self.sharded, [g.optimizer for g in run.groups]),
+                nullcontext() if run.balancing is None else run.balancing.watching(),
             ):
                 return run.go(resume)
 
@@ -316,6 +323,9 @@ class Trainer:
     def _autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
+    def _balancing(self) -> balance.Balancing | None:
+        return None if self.balance is None else balance.Balancing(self.balance, self.model, self.world, self.device)
+
     def _settings(self, turns: list[Turn], total: int | None, length: int | None) -> dict[str, Any]:
         """What must be equal for two runs to be one."""
         looks_ahead = any(_looks_ahead(s) for s in self.schedules.values())
@@ -338,7 +348,20 @@ class Trainer:
             **{k: getattr(self, k) for k in ("clip", "precision", "accumulate", "seed", "batch_size", "negatives")},
             **{k: getattr(self, k) for k in ("monitor", "patience", "min_delta")},
             **{k: getattr(self, k) for k in ("average", "reset_embeddings", "compile")},
+            "balance": None if self.balance is None else repr(self.balance),
         }
+
+
+def _balance(choice: Any, accumulate: int, alternate: Any, compile: Any) -> balance.Balance | None:
+    found = balance.get(choice)
+    if found is not None and found.at is not None:
+        others = {"accumulate=": accumulate > 1, "alternate=": alternate is not None, "compile=": bool(compile)}
+        for name in (name for name, given in others.items() if given):
+            raise ConfigError(
+                f"{type(found).__name__} compares the losses' gradients of one batch, which {name} does not leave whole. "
+                f"Drop {name}, or balance by numbers only: {{loss: weight}}, 'uncertainty', 'dwa', ..."
+            )
+    return found
 
 
 def _looks_ahead(schedule: Any) -> bool:
@@ -437,6 +460,7 @@ class _Run:
             raise ConfigError(
                 "The schedule needs the number of steps, and the batches have no len(). Use a Loader or a list."
             )
+        self.balancing = trainer._balancing()
         self.best = None
         if trainer.monitor is not None:
             self.best = evaluation.Best(trainer.monitor, trainer.patience, trainer.min_delta)
@@ -521,8 +545,16 @@ class _Run:
         turn = self.turns[self.step % len(self.turns)]
         batches = [feeding.moved(batch, self.t.device) for batch in window]
         world, sums = self.t.world, {}
-        alone = self.t.accumulate == 1 and not world.several
-        shares = [None] if alone else feeding.shares(batches, self.model, world.total)
+        rows: dict[str, Any] = {}
+
+        def summed(counts: dict[str, Any]) -> dict[str, Any]:
+            rows.update(world.total(counts))
+            return rows
+
+        alone = self.t.accumulate == 1 and not world.several and self.balancing is None
+        shares = [None] if alone else feeding.shares(batches, self.model, summed)
+        if self.balancing is not None:
+            self.balancing.begin_step(rows)
         for batch, share in zip(batches, shares, strict=True):
             world.empty = isinstance(batch, Mapping) and "@empty" in batch
             if self.t.compile is not None:
@@ -538,8 +570,14 @@ class _Run:
                 value = value.detach().double()
                 sums[name] = sums[name] + value if name in sums else value
             self._check(losses, loss, batch)
+            if self.balancing is not None:
+                weights = self.balancing.weights(losses)
+                loss = turn.loss({name: x * weights[name] if name in weights else x for name, x in losses.items()})
             loss.backward()
-        for name, value in world.reduce(turn.params, sums).items():
+        sums = world.reduce(turn.params, sums)
+        if self.balancing is not None:
+            self.balancing.observe(sums)
+        for name, value in sums.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         requests = world.requests if world.several else sum(feeding.requests(batch) for batch in batches)
         self.samples += requests
@@ -642,6 +680,8 @@ class _Run:
             "rate": (self.samples - self.read_samples) / max(1e-9, now - self.read_at),
             "lr": self._rates(),
         }
+        if self.balancing is not None:
+            at["weights"] = self.balancing.read()
         for callback in self.t.callbacks:
             callback.on_read(at)
         self.read_at, self.read_sums, self.read_samples, self.read_batch = now, sums, self.samples, self.batch
@@ -674,6 +714,8 @@ class _Run:
             "seconds": seconds,
             "rate": self.samples / max(1e-9, seconds),
         }
+        if self.balancing is not None:
+            record["weights"] = self.balancing.after_epoch()
         self.epochs.append(record)
         with averaged:
             if self.valid is not None:
@@ -725,6 +767,8 @@ class _Run:
         }
         if self.best is not None and self.best.weights:
             pieces["best"] = checkpoints.piece(self.best.weights, fixed=True)
+        if self.balancing is not None:
+            pieces["balance"] = checkpoints.piece(*self.balancing.state())
         if self.average is not None:
             pieces["average"] = checkpoints.piece(*self.average.state())
         pieces = self.t.world.gathered(pieces)
@@ -751,6 +795,8 @@ class _Run:
             checkpoints.unpack(turn.groups, saved.piece(f"optimizers-{i}"))
         if self.average is not None:
             self.average.load_state(saved.piece("average").tensors, saved.piece("average").config)  # type: ignore[arg-type]
+        if self.balancing is not None:
+            self.balancing.load_state(saved.piece("balance").tensors, saved.piece("balance").config)  # type: ignore[arg-type]
         checkpoints.restore_randomness(saved.piece("random"), self.t.device)
         self.sums = {k: v.to(self.t.device, copy=True) for k, v in saved.piece("sums").tensors.items()}  # type: ignore[union-attr]
         self.epoch, self.batch, self.step = meta["epoch"], meta["batch"], meta["step"]

@@ -43,17 +43,18 @@ class NashMTL(GradientBalance):
 
 def nash(gram: np.ndarray, max_norm: float = math.inf) -> np.ndarray:
     """Weights [K] from the Gram matrix [K, K] of gradients; see `NashMTL`."""
-    size = float(np.linalg.norm(gram))
-    if size == 0:
-        return np.ones(len(gram))
-    # Where the gradients can cancel out no step is the best of all; the ridge keeps the weights finite.
-    m = gram / size + 1e-8 * np.eye(len(gram))
-    w = 1 / np.sqrt(np.maximum(np.diag(m), 1e-8))
+    norm = np.sqrt(np.maximum(np.diag(gram), 0.0))
+    norm = np.maximum(norm, max(1e-8 * float(norm.max()), np.finfo(float).tiny ** 0.25))
+    # In units of each gradient's length, which the equation allows: u = norm · w. Where the gradients can cancel out no
+    # step is the best of all; the ridge keeps the weights finite.
+    m = gram / np.outer(norm, norm) + 1e-8 * np.eye(len(gram))
+    u = np.ones(len(gram))
     for _ in range(100):
-        slope, curve = m @ w - 1 / w, m + np.diag(w**-2)
+        slope, curve = m @ u - 1 / u, m + np.diag(u**-2)
         move = np.linalg.solve(curve, -slope)
         decrement = math.sqrt(max(-slope @ move, 0.0))
-        w = w + move / (1 + decrement)  # the function is self-concordant: w stays positive
+        u = u + move / (1 + decrement)  # the function is self-concordant: u stays positive
         if decrement < 1e-9:
             break
+    w = u / norm * math.sqrt(float(np.linalg.norm(gram)))
     return w * min(1.0, max_norm / math.sqrt(max(w @ gram @ w, np.finfo(float).tiny)))

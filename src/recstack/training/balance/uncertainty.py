@@ -71,6 +71,7 @@ class Uncertainty(Balance):
         return torch.where(self.fixed >= 0, self.fixed, self.factor * (-self.s).exp())
 
     def observe(self, losses: Tensor, live: Tensor) -> None:
+        assert self.adam is not None
         share = 0.5 if self.form == "kendall" else 1.0
         grad = share - self.factor * (-self.s).exp() * losses
         self.s = self.adam.step(self.s, grad, live & (self.fixed < 0)).clamp(-self.limit, self.limit)
