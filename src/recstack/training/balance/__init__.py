@@ -23,6 +23,7 @@ from recstack.training.balance.pe_ltr import PELTR
 from recstack.training.balance.random_weights import RandomWeights
 from recstack.training.balance.run import Balancing
 from recstack.training.balance.scheduled import Scheduled
+from recstack.training.balance.search import Front, search_weights
 from recstack.training.balance.static import Static
 from recstack.training.balance.uncertainty import Uncertainty
 
@@ -35,6 +36,7 @@ __all__ = [
     "Balance",
     "Balancing",
     "CAGrad",
+    "Front",
     "GradNorm",
     "GradientBalance",
     "InverseMean",
@@ -45,6 +47,7 @@ __all__ = [
     "Static",
     "Uncertainty",
     "get",
+    "search_weights",
 ]
 
 BALANCES: dict[str, type[Balance]] = {
