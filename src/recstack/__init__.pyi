@@ -20,6 +20,7 @@ from .data import MeanNormalisation as MeanNormalisation
 from .data import Profiles as Profiles
 from .data import Requests as Requests
 from .data import WindowCounter as WindowCounter
+from .data import check_labels as check_labels
 from .data import datasets as datasets
 from .data import onboarding as onboarding
 from .data import prepare as prepare

@@ -21,6 +21,7 @@ _WHERE = {
     "Raw": "raw",
     "Requests": "profiles",
     "WindowCounter": "counters",
+    "check_labels": "implications",
     "onboarding": "ratings",
     "prepare": "preparation",
     "read": "readers",

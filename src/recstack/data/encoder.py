@@ -15,6 +15,7 @@ from torch import Tensor
 
 from recstack import bundle
 from recstack.data.columns import Columns, HistoryPointers, history_batch
+from recstack.data.implications import warn_of_implications
 from recstack.data.learning import (
     Learning,
     check_shape,
@@ -666,6 +667,7 @@ def _labels(schema: Schema, log: Log, order: np.ndarray) -> Block:
                 f"Label {task.column!r} is {y[bad][0]:g} in {int(bad.sum())} rows; a {task.kind} label is {due}."
             )
         columns[task.column] = y[order].astype(np.float32)
+    warn_of_implications(schema, columns, order)
     names = tuple((n, 0) for n in columns)
     values = np.stack(list(columns.values()), 1) if columns else np.zeros((len(order), 0), np.float32)
     return Block(len(order), np.zeros((len(order), 0), np.int32), values, (), names)

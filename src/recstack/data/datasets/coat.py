@@ -112,6 +112,7 @@ def _features(folder: Path, side: str, rows: int, groups: dict[str, str]) -> pl.
         at = [i for i, (g, _) in enumerate(names) if g == group]
         chosen = flags[:, at]
         columns[name] = [
-            names[at[j]][1] if any_ else None for j, any_ in zip(chosen.argmax(1), chosen.any(1), strict=True)
+            names[at[j]][1] if any_ else None
+            for j, any_ in zip(chosen.argmax(1), np.asarray(chosen.any(1)), strict=True)
         ]
     return pl.DataFrame(columns)

@@ -136,6 +136,7 @@ def movielens_1m_by_age(*, data_dir: str | Path | None = None) -> tuple[Log, Log
     log = movielens_1m("liked", data_dir=data_dir)
     assert log.users is not None
     assert log.items is not None
+    assert log.schema.time is not None
     age = pl.col("age").replace_strict(_AGES, default="35 and more", return_dtype=pl.String)
     users = log.users.with_columns(age_group=age)
     films = log.items.with_columns(first_genre=pl.col("genres").list.first())

@@ -128,7 +128,7 @@ def _market(
 def _any(bought: np.ndarray, user: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """[rows, count] items that the row's user did not buy, the same one twice at times; -1 for who bought all."""
     out = rng.integers(bought.shape[1], size=(len(user), count))
-    out[bought.all(1)[user]] = -1
+    out[np.asarray(bought.all(1))[user]] = -1
     who = np.broadcast_to(user[:, None], out.shape)
     while (wrong := (out >= 0) & bought[who, out]).any():
         out[wrong] = rng.integers(bought.shape[1], size=int(wrong.sum()))
@@ -160,7 +160,8 @@ def _listed(
 ) -> np.ndarray:
     """[rows, most] the user's candidates without the purchase; -1 where there are fewer."""
     place = {name: i for i, name in enumerate(items.tolist())}
-    found = [[place[x] for x in lists.get(users[u], ()) if place[x] != i] for u, i in zip(user, item, strict=True)]
+    names = users.tolist()
+    found = [[place[x] for x in lists.get(names[u], ()) if place[x] != i] for u, i in zip(user, item, strict=True)]
     out = np.full((len(user), max(map(len, found), default=0)), -1, np.int64)
     for row, others in zip(out, found, strict=True):
         row[: len(others)] = others
