@@ -23,7 +23,7 @@ Logits = dict[str, Tensor]
 LISTS = ("bpr", "listnet", "pairwise_hinge", "pairwise_logistic", "sampled_softmax", "softmax")  # any label that orders
 #: The losses that each kind of task may choose, its usual one first.
 LOSSES = {
-    "binary": ("bce", "focal", "ghm", "bce_pairwise", "jrc", "nce", *LISTS),
+    "binary": ("bce", "focal", "ghm", "fake_negative_weighted", "bce_pairwise", "jrc", "nce", *LISTS),
     "regression": ("mse", "mae", "huber", "weighted_logistic", *LISTS),
     "multiclass": ("cross_entropy", "focal"),
     "histogram": ("kl", "js", "wasserstein"),

@@ -14,10 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from recstack.errors import ConfigError, unknown
+from recstack.losses.conversion import delayed_feedback, doubly_robust, fake_negative_weighted, inverse_propensity
 from recstack.losses.histogram import expected_value, js, kl, spread, wasserstein
 from recstack.losses.imbalance import focal, ghm, gradient_counts
 from recstack.losses.joint import bce_pairwise, jrc
-from recstack.losses.links import product_logit
+from recstack.losses.links import mixture_logit, product_logit
 from recstack.losses.listwise import listnet, softmax
 from recstack.losses.pairwise import bpr, pairwise_hinge, pairwise_logistic
 from recstack.losses.pointwise import bce, cross_entropy, huber, mae, mse, weighted_logistic
@@ -48,6 +49,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         bce_pairwise,
         bpr,
         cross_entropy,
+        fake_negative_weighted,
         focal,
         ghm,
         huber,
@@ -94,7 +96,7 @@ def get(loss: Choice, known: Mapping[str, Callable[..., Tensor]] = LOSSES) -> Ca
     Traceback (most recent call last):
     ...
     recstack.errors.ConfigError: Unknown loss 'pairwise_logistics'. Did you mean 'pairwise_logistic'? Known: bce, \
-bce_pairwise, bpr, cross_entropy, focal, ghm, huber, jrc, js, kl, listnet, mae, mse, pairwise_hinge, \
+bce_pairwise, bpr, cross_entropy, fake_negative_weighted, focal, ghm, huber, jrc, js, kl, listnet, mae, mse, pairwise_hinge, \
 pairwise_logistic, sampled_softmax, softmax, wasserstein, weighted_logistic.
     """
     if callable(loss):
@@ -126,9 +128,12 @@ __all__ = [
     "category_alignment",
     "cosine_contrastive",
     "cross_entropy",
+    "delayed_feedback",
     "direct_au",
+    "doubly_robust",
     "drawn_scores",
     "expected_value",
+    "fake_negative_weighted",
     "first_of_each",
     "focal",
     "full_softmax",
@@ -140,11 +145,13 @@ __all__ = [
     "huber",
     "in_batch_scores",
     "in_batch_softmax",
+    "inverse_propensity",
     "jrc",
     "js",
     "kl",
     "listnet",
     "mae",
+    "mixture_logit",
     "mse",
     "nce",
     "pairwise_hinge",

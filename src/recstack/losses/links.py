@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recstack.losses.rows import full_precision
@@ -20,3 +21,17 @@ def product_logit(a: Tensor, b: Tensor) -> Tensor:
     tensor(0.2500)
     """
     return -torch.logaddexp(torch.logaddexp(-a, -b), -a - b)
+
+
+@full_precision
+def mixture_logit(which: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    r"""The log-odds of a mixture of two probabilities, by whether a third event happens, from the logits of all three.
+
+    .. math:: p = \sigma(w)\,\sigma(y) + (1 - \sigma(w))\,\sigma(n)
+
+    >>> mixture_logit(torch.tensor(0.0), torch.tensor(100.0), torch.tensor(-100.0)).sigmoid()  # half surely, half never
+    tensor(0.5000)
+    """
+    happens = torch.logaddexp(F.logsigmoid(which) + F.logsigmoid(yes), F.logsigmoid(-which) + F.logsigmoid(no))
+    fails = torch.logaddexp(F.logsigmoid(which) + F.logsigmoid(-yes), F.logsigmoid(-which) + F.logsigmoid(-no))
+    return happens - fails

@@ -464,6 +464,13 @@ def several_widths(case: Case) -> None:
     _runs(case, batches.with_dims(case.declared), "with several widths")
 
 
+def _renamed(option: Any, new: Mapping[str, str]) -> Any:
+    """The names in tuples, and in mappings of them."""
+    if isinstance(option, Mapping):
+        return {new.get(k, k): _renamed(v, new) for k, v in option.items()}
+    return tuple(new.get(x, x) for x in option) if isinstance(option, tuple) else option
+
+
 @_law
 def names(case: Case) -> None:
     """Columns and tasks may be called `type`, `items` and `a.b`: the result is that of any other names."""
@@ -472,7 +479,7 @@ def names(case: Case) -> None:
     columns = dict(zip([f.name for f in schema.features], unlucky, strict=False))
     labels = dict(zip([t.name for t in schema.tasks], ("pop", "c.d", "state_dict"), strict=False))
     other = batches.rename(schema, columns | labels)
-    options = {k: tuple(columns.get(x, x) for x in v) if isinstance(v, tuple) else v for k, v in case.options.items()}
+    options = {k: _renamed(v, columns | labels) for k, v in case.options.items()}
     if isinstance(options.get("task"), str):
         options["task"] = labels[str(options["task"])]
     renamed = dataclasses.replace(case, options=options, schema=other)
