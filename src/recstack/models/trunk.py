@@ -14,8 +14,8 @@ from recstack.errors import ConfigError, SchemaError
 from recstack.features import Heads, Inputs
 from recstack.models.base import Model
 from recstack.nn.experts import TaskTowers
-from recstack.nn.gates import Gates, utilisation
-from recstack.nn.mlp import Sides
+from recstack.nn.gates import ContentGates, Gates, utilisation
+from recstack.nn.mlp import Sides, flat
 from recstack.schema import Schema
 
 Plus = Tensor | Mapping[str, Tensor] | None
@@ -60,8 +60,9 @@ class Trunk(nn.Module):
             raise ConfigError(
                 f"{name} has no hidden vector before its heads, so it cannot be a trunk. Take a deep model."
             )
-        self.width, self.each = heads.width, isinstance(self.model, MultiTask)
+        self.width = heads.width
         self.model.heads = _Through()
+        self.each = isinstance(self.model, MultiTask) and not self.model.one_vector
         self.names = [t.name for t in schema.tasks if not t.derived]
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Any, Plus]:
@@ -97,6 +98,7 @@ class MultiTask(Model):
 
     heads: Heads
     towers: TaskTowers
+    one_vector = False  # True: all tasks' heads read the same, as where towers have no layers
 
     def __init__(
         self,
@@ -123,9 +125,12 @@ class MultiTask(Model):
         """Make `towers` over vectors of `width` (`each`: one for each task) and the `heads` on them; see `TaskTowers`."""
         self.towers = TaskTowers(self.names, width, hidden, each=each, **options)
         self.heads = Heads(self.schema, self.towers.width)
+        self.one_vector = not (each or hidden or options.get("detach"))
 
     def answer(self, x: Sides, batch: Mapping[str, Tensor], plus: Plus = None) -> dict[str, Tensor]:
         """The tasks' logits from what their towers read."""
+        if self.one_vector:
+            return self.heads(flat(x), plus)
         return self.heads(self.by_task(self.towers(x, batch.get("@mask"))), plus)
 
     def by_task(self, x: Tensor) -> dict[str, Tensor]:
@@ -137,9 +142,10 @@ class MultiTask(Model):
         """What the gates do on a batch, as scalars to log.
 
         ``"click/gate/3"`` is the mean weight of expert 3, ``"click/gate/entropy"`` the mean entropy of a row's weights in
-        nats. Gates in several layers are ``"click/gate1/3"``, ``"click/gate2/3"``.
+        nats. Gates in several layers are ``"click/gate1/3"``, ``"click/gate2/3"``; one of several tasks is
+        ``"shared/gate/3"``.
         """
-        gates = [m for m in self.modules() if isinstance(m, Gates)]
+        gates = [m for m in self.modules() if isinstance(m, Gates | ContentGates)]
         found: list[Tensor] = []
         hooks = [gate.register_forward_hook(lambda *seen: found.append(seen[-1])) for gate in gates]
         was, _ = self.training, self.eval()
@@ -152,7 +158,9 @@ class MultiTask(Model):
         out: dict[str, Tensor] = {}
         for i, gate in enumerate(found):
             kind = f"gate{i + 1}" if len(found) > 1 else "gate"
-            for task, weights in zip(self.names, gate.unbind(-2), strict=False):
+            several = gate.shape[-2]
+            names = self.names if several == len(self.names) else ["shared", *map(str, range(1, several))]
+            for task, weights in zip(names, gate.unbind(-2), strict=True):
                 share, out[f"{task}/{kind}/entropy"] = utilisation(weights, batch.get("@mask"))
                 out |= {f"{task}/{kind}/{e}": one for e, one in enumerate(share)}
         return out

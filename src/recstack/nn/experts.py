@@ -69,6 +69,17 @@ class Experts(nn.Module):
         out = rows.new_zeros(mask.numel(), *rows.shape[1:]).index_copy(0, live, rows)
         return out.view(*mask.shape, *rows.shape[1:])
 
+    def stacked(self) -> list[Tensor]:
+        """The weights ``[E, in, out]`` of each layer."""
+        if self.first is None:
+            return list(self.weights)
+        return [self.first.weight.unflatten(0, (self.experts, -1)).mT, *self.weights]
+
+    def stacked_biases(self) -> list[Tensor]:
+        """The biases ``[E, out]`` of each layer."""
+        first = [] if self.first is None else [self.first.bias.unflatten(0, (self.experts, -1))]
+        return [*first, *self.biases]
+
     def _product(self, i: int, x: Tensor) -> Tensor:
         return torch.einsum("...ei,eio->...eo", x, self.weights[i]) + self.biases[i].to(x.dtype)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recstack.errors import ConfigError
 from recstack.nn.mlp import Sides, linear, split_linear, split_product
 
 
@@ -47,6 +48,63 @@ class Gates(nn.Module):
         return dropped(gate, self.dropout) if self.training and self.dropout else gate
 
 
+class ContentGates(nn.Module):
+    r"""The weights that a query of each task gives to experts by their keys, ``[..., E, heads, D] → [..., heads, T, E]``, float32.
+
+    .. math:: \mathrm{softmax}_e(q_{kh}^\top k_{eh} / \sqrt{D})
+
+    Args:
+        width: D, of each head.
+        tasks: T.
+        heads: how many.
+        dropout: as in `Gates`.
+    """
+
+    def __init__(self, width: int, tasks: int, heads: int, dropout: float = 0.0):
+        super().__init__()
+        self.dropout = dropout
+        # Small and different: queries that begin at zero would be uniform, and all move alike.
+        self.queries = nn.Parameter(torch.randn(heads, tasks, width) * width**-0.5)
+
+    def forward(self, keys: Tensor) -> Tensor:
+        score = self.queries.to(keys.dtype) @ keys.movedim(-2, -3).mT  # [..., heads, T, E]
+        gate = (score.float() * keys.shape[-1] ** -0.5).softmax(-1)
+        return dropped(gate, self.dropout) if self.training and self.dropout else gate
+
+
+class TaskQueries(nn.Module):
+    r"""Attention of a learned query for each of T tasks over experts: ``[..., E, H] → [..., T, H]``.
+
+    .. math:: z_k = O\, \big[\textstyle\sum_e a^k_{he} V_h f_e\big]_h, \qquad
+        a^k_{he} = \mathrm{softmax}_e(q_{kh}^\top K_h f_e / \sqrt{d})
+
+    Args:
+        width: H.
+        tasks: T.
+        heads: each has keys and values of H / heads.
+        dropout: of the weights, as in `Gates`.
+
+    Raises:
+        ConfigError: a width that the heads do not divide.
+    """
+
+    def __init__(self, width: int, tasks: int, heads: int = 1, dropout: float = 0.0):
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ConfigError(f"Experts of width {width} cannot be divided among {heads} heads.")
+        self.heads = heads
+        self.keys = linear(width, width, bias=False)
+        self.values = linear(width, width, bias=False)
+        self.gates = ContentGates(width // heads, tasks, heads, dropout)
+        self.out = linear(width, width)
+
+    def forward(self, experts: Tensor) -> Tensor:
+        values = self.values(experts).unflatten(-1, (self.heads, -1)).movedim(-2, -3)  # [..., heads, E, D]
+        gate = self.gates(self.keys(experts).unflatten(-1, (self.heads, -1)))
+        read = mixtures(gate, values)  # [..., heads, T, D]
+        return self.out(read.movedim(-3, -2).flatten(-2))
+
+
 def dropped(gate: Tensor, chance: float) -> Tensor:
     """Weights ``[..., E]`` of which some are out, scaled to sum to 1; where all would be out, the greatest stays."""
     stays = torch.rand_like(gate) >= chance
@@ -68,9 +126,9 @@ def mixtures(gates: Tensor, experts: Tensor) -> Tensor:
 def utilisation(gate: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """How the experts share the work: mean weights ``[E]``, and the mean entropy of the single rows in nats.
 
-    ``gate [..., E]``; only rows that are live in ``mask [...]`` count. Mean weights that differ little with a low entropy
+    ``gate [..., E]``; only rows that are live in ``mask [...]`` count, heads behind them alike. Mean weights that differ little with a low entropy
     are experts that specialise; one mean weight near 1 is a gate that has collapsed.
     """
-    rows = gate.flatten(0, -2) if mask is None else gate[mask]
+    rows = (gate if mask is None else gate[mask]).flatten(0, -2)
     entropy = -(rows * rows.clamp(min=torch.finfo(rows.dtype).tiny).log()).sum(-1)
     return rows.mean(0), entropy.mean()
