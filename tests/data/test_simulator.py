@@ -138,6 +138,24 @@ def test_labels_that_are_not_mature_are_missing():
         assert (missing == (young & (early["click"] == 1) & ~seen)).all()
 
 
+def test_orders_wait_as_long_as_they_are_told_to():
+    market = simulate(users=300, items=100, impressions=40_000, order_delay=3.0, ctr=0.3, seed=5)
+    wait = market.events.filter(pl.col("order") == 1).select((pl.col("order_time") - pl.col("cart_time")).mean()).item()
+    assert wait / 86_400 == pytest.approx(3, rel=0.15)
+
+
+def test_domains_that_do_not_differ():
+    alike, other = (
+        simulate(users=200, items=60, impressions=60_000, domains=3, shift=s, last_rate=r)
+        for s, r in ((0, 1), (0, 0.5))
+    )
+    p = [alike.truth.click(np.arange(200)[:, None], np.arange(60)[None], d) for d in range(3)]
+    assert np.allclose(alike.truth.taste[0], alike.truth.taste[2], atol=1e-6)
+    assert np.abs(p[0] - p[2]).mean() < 0.02  # base rates are set on a sample
+    rates = other.events.group_by("domain").agg(pl.col("click").mean()).sort("domain")["click"]
+    assert rates[2] / rates[0] == pytest.approx(0.5, abs=0.1)
+
+
 def test_best_page_is_the_best_of_all_pages():
     """Against every ordered page of a tiny catalogue."""
     market = simulate(users=5, items=6, impressions=60, list_size=3, categories=2, cold=0.0, seed=2)

@@ -11,10 +11,11 @@ segment; the young mind prices more), items in categories and brands (which set 
 - **Drift.** Each user carries an interest :math:`h`, at first 0. A request with clicks moves it to the clicked items,
   :math:`h \leftarrow 0.3\, h + 0.7\, \overline{q}_{\text{clicked}}`; a new session begins with 0.7 of it. So
   recent clicks say more about the next one than old clicks do.
-- **Conversions.** A click may become a cart (ten minutes later on average), a cart an order (half a day). What is
+- **Conversions.** A click may become a cart (ten minutes later on average), a cart an order (`order_delay`). What is
   bought is not quite what is clicked, so the converted are a biased sample of the shown.
 - **Options.** Several domains with turned taste and their own base rate; queries; ads that pay their bid per click
-  until their budget is spent (noticed within 1024 requests); labels that are not mature when the log is read.
+  until their budget is spent (noticed within 1024 requests); labels that are not mature when the log is read
+  (`mature_days`; or, as zeros that may still become ones, ``data.delays.as_of``).
 
 Base rates are set on a sample of users, so `ctr`, `cart_rate` and `order_rate` are met nearly, not exactly.
 Requests are simulated in blocks of 1024 in the order of time: memory beside the result does not grow with the log.

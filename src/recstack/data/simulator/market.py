@@ -31,7 +31,7 @@ BLOCK = 1024  # requests that are simulated together, in the order of time
 MEMORY = 0.3  # of the interest, at each request with clicks
 CARRY = 0.7  # of the interest, into the next session
 RECENT = 64  # clicked items that are not shown again
-CART_DELAY, ORDER_DELAY = 600.0, DAY / 2  # means, in seconds
+CART_DELAY = 600.0  # mean, in seconds
 PILOT = 5000  # requests on which base rates are set
 
 
@@ -359,7 +359,7 @@ def _set_base_rates(truth: Truth, visits: Visits, rng: np.random.Generator) -> N
 
     def corrected() -> Shown:
         shown = _play(truth, sample, rng)
-        for d, rate in enumerate(c.ctr * domain_rates(c.domains)):
+        for d, rate in enumerate(c.ctr * domain_rates(c.domains, c.last_rate)):
             rows = sample.domain == d
             if rows.any():
                 truth.base["click"][d] += _offset(shown.logit[rows], rate, examine)
@@ -396,7 +396,7 @@ def _events(truth: Truth, visits: Visits, shown: Shown, rng: np.random.Generator
     time = np.repeat(visits.time, L)
     cart_time, order_time = np.full(n * L, -1), np.full(n * L, -1)
     cart_time[cart] = time[cart] + 1 + rng.exponential(CART_DELAY, cart.sum()).astype(np.int64)
-    order_time[order] = cart_time[order] + 1 + rng.exponential(ORDER_DELAY, order.sum()).astype(np.int64)
+    order_time[order] = cart_time[order] + 1 + rng.exponential(c.order_delay * DAY, order.sum()).astype(np.int64)
     labels = {"cart": cart.astype(np.float32), "order": order.astype(np.float32)}
     if c.mature_days:
         end = visits.time.max()

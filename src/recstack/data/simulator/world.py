@@ -36,12 +36,15 @@ class MarketConfig:
         taste, quality, price: weights of affinity, of an item's quality, and of price (against, by the user's
             sensitivity).
         drift: weight of the recent clicks: what comes next is near what was clicked last. 0: order carries nothing.
-        shift: how far the taste of the other domains is turned away from domain 0, in [0, 1].
+        shift: how far the taste of the other domains is turned away from domain 0, in [0, 1]; 0 leaves one taste.
+        last_rate: click rate of the last domain over the first's, those between falling evenly; 1 makes them alike, and with
+            ``shift=0`` domains differ in nothing but their name.
         policy: how well the logging policy knows its users; 0 shows items at random, clicked before or not, so that
             exposure carries nothing.
         cold: share of users who arrive, and of items that are released, late.
         queries: requests come with a query, a category that the user looks for.
         ads: share of items that are ads with a bid and a budget.
+        order_delay: days from cart to order, on average (exponential).
         mature_days: 0: every label is final. Else the log is read at its last moment: what was clicked less than this
             ago and has not converted is NaN, and what converts later than that counts as not converted.
 
@@ -66,10 +69,12 @@ class MarketConfig:
     price: float = 0.5
     drift: float = 4.0
     shift: float = 0.6
+    last_rate: float = 0.5
     policy: float = 1.0
     cold: float = 0.1
     queries: bool = False
     ads: float = 0.0
+    order_delay: float = 0.5
     mature_days: float = 0.0
 
     def __post_init__(self) -> None:
@@ -85,8 +90,9 @@ class MarketConfig:
         for name in ("eta", "policy", "mature_days"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"A market's {name} is not negative; got {getattr(self, name)!r}.")
-        if self.days <= 0:
-            raise ConfigError(f"A market's days must be positive; got {self.days!r}.")
+        for name in ("days", "last_rate", "order_delay"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"A market's {name} must be positive; got {getattr(self, name)!r}.")
         if self.impressions < self.list_size:
             raise ConfigError(f"impressions={self.impressions} do not fill one list of list_size={self.list_size}.")
         always = self.items - round(self.cold * self.items) - round(self.ads * self.items)
@@ -96,7 +102,7 @@ class MarketConfig:
                 "Give more items, or lower cold, ads or list_size."
             )
         examined = np.mean(np.arange(1, self.list_size + 1) ** -float(self.eta))
-        if self.ctr * domain_rates(self.domains).max() > 0.95 * examined:
+        if self.ctr * domain_rates(self.domains, self.last_rate).max() > 0.95 * examined:
             raise ConfigError(
                 f"ctr={self.ctr} cannot be reached: with eta={self.eta} and list_size={self.list_size} only "
                 f"{examined:.0%} of impressions are examined. Lower ctr or eta."
@@ -109,9 +115,9 @@ def domain_shares(domains: int) -> np.ndarray:
     return share / share.sum()
 
 
-def domain_rates(domains: int) -> np.ndarray:
-    """Click rate of each domain over the market's."""
-    rate = np.geomspace(1, 0.5, domains)
+def domain_rates(domains: int, last: float) -> np.ndarray:
+    """Click rate of each domain over the market's, `last` that of the last over the first's."""
+    rate = np.geomspace(1, last, domains)
     return rate / (domain_shares(domains) @ rate)
 
 
