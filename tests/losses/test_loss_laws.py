@@ -113,7 +113,7 @@ def test_order_of_lists_and_of_candidates_changes_nothing(name):
     assert_close(loss(score[lists][:, places], label[lists][:, places]), loss(score, label))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "fake_negative_weighted"])  # its weights are held
 def test_the_gradient_is_that_of_the_value(name):
     score, label = world(name, lists=2)
     where = torch.rand(2, L) < 0.9

@@ -27,7 +27,7 @@ _WHERE = {
     "read": "readers",
     "with_counters": "counters",
 }
-_MODULES = ("counters", "datasets", "sampling", "simulator", "splits")
+_MODULES = ("counters", "datasets", "delays", "sampling", "simulator", "splits")
 
 __all__ = [*_WHERE, *_MODULES]
 

@@ -480,8 +480,9 @@ def names(case: Case) -> None:
     labels = dict(zip([t.name for t in schema.tasks], ("pop", "c.d", "state_dict"), strict=False))
     other = batches.rename(schema, columns | labels)
     options = {k: _renamed(v, columns | labels) for k, v in case.options.items()}
-    if isinstance(options.get("task"), str):
-        options["task"] = labels[str(options["task"])]
+    for key in ("task", "delay"):
+        if isinstance(options.get(key), str):
+            options[key] = labels[str(options[key])]
     renamed = dataclasses.replace(case, options=options, schema=other)
     model, wanted = renamed.build(), case.build()(case.batch(weight=True))
     found = model(renamed.batch(weight=True))
