@@ -69,16 +69,6 @@ def test_an_unknown_domain_is_served_by_the_shared_parameters():
     assert (model(batch)["click"] - before).abs().max() > 0.1
 
 
-def test_a_prediction_does_not_depend_on_the_domains_of_others():
-    model, schema = star()
-    batch = testing.batch(schema, 6, 2)
-    batch["scene"] = torch.tensor([2, 3, 4, 2, 3, 1], dtype=torch.int32)
-    alone = model(testing.take(batch, schema, slice(0, 1)))["click"]
-    torch.testing.assert_close(model(batch)["click"][:1], alone)
-    batch["scene"][1:] = 4
-    torch.testing.assert_close(model(batch)["click"][:1], alone)
-
-
 def test_a_domain_learns_only_from_its_own_rows():
     model, schema = star()
     batch = testing.batch(schema, 8, 2)
@@ -87,17 +77,6 @@ def test_a_domain_learns_only_from_its_own_rows():
     for own in (*(layer.weight for layer in model.star), model.scale, model.bias):
         assert own.grad[1].any()
         assert not own.grad[[0, 2]].any()
-
-
-def test_a_logit_may_be_negative():
-    """A peer ends in a ReLU: no chance below one half before the auxiliary network."""
-    model, schema = star()
-    assert (model(testing.batch(schema, 50, 2))["click"] < 0).any()
-    with torch.no_grad():
-        model.bias.fill_(-9.0)
-    batch = testing.batch(schema, 50, 2)
-    batch["scene"][:] = 2
-    assert model.predict(batch)["click"].max() < 0.1
 
 
 def test_experts_stand_on_a_star():

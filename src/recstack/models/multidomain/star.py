@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from recstack.errors import SchemaError
 from recstack.features import Heads, Inputs
 from recstack.models.base import Model
-from recstack.models.domains import DomainColumn
+from recstack.models.domains import DomainColumn, added
 from recstack.nn.domains import Domain, PartitionedNorm, StarLinear, by_domain, own
 from recstack.nn.mlp import MLP
 from recstack.schema import Schema
@@ -89,8 +89,7 @@ class STAR(Model):
         h = by_domain(self._network, x, domain, mask if self.training else None)
         (scale,), (bias,) = own(self.scale, [domain], 1.0), own(self.bias, [domain], 0.0)
         hidden = torch.cat([h * scale.unsqueeze(-2).to(h.dtype), self.auxiliary(slots.sides())], -1)
-        plus = bias.unsqueeze(-2).expand(*h.shape[:-1], -1)  # [R, L, T]
-        return self.heads(hidden, dict(zip(self.names, plus.unbind(-1), strict=True)))
+        return self.heads(hidden, added(self.names, bias.unsqueeze(-2).expand(*h.shape[:-1], -1)))
 
     def _network(self, parts: list[Tensor], domains: Sequence[Domain]) -> list[Tensor]:
         for layer in self.star:

@@ -41,6 +41,10 @@ class TargetAttention(Pooling):
 
     def forward(self, query: Tensor, sequence: Tensor, mask: Tensor, candidates: Tensor | None = None) -> Tensor:
         """``query [..., L, W], sequence [..., T, W], mask [..., T], candidates [..., L] → [..., L, W]``."""
+        return self.weights(query, sequence, mask, candidates) @ sequence
+
+    def weights(self, query: Tensor, sequence: Tensor, mask: Tensor, candidates: Tensor | None = None) -> Tensor:
+        """What each step weighs for each query, ``[..., L, T]``; 0 where nothing is."""
         wq, wh, wd, wp = self.first.weight.split(self.width, 1)
         of_query = F.linear(query, wq + wd, self.first.bias).unsqueeze(-2)  # [..., L, 1, H]
         of_step = F.linear(sequence, wh - wd).unsqueeze(-3)  # [..., 1, T, H]
@@ -53,7 +57,7 @@ class TargetAttention(Pooling):
         score = on_live_rows(self.score, hidden, packed, 1).squeeze(-1)  # [..., L, T]
         if self.softmax:
             score = score.masked_fill(~live, torch.finfo(score.dtype).min).softmax(-1)
-        return (score * live) @ sequence
+        return score * live
 
 
 POOLINGS["attention"] = POOLINGS["target_attention"] = TargetAttention
