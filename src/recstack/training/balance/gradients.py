@@ -68,7 +68,8 @@ class Place:
         if at not in ("shared", "tables"):
             modules = {name: module for name, module in model.named_modules() if name}
             if at not in modules:
-                raise unknown('module in at= of balance= (beside "shared" and "tables")', at, modules)
+                near = [name for name in modules if name.count(".") < 2]  # of the many that there are
+                raise unknown('module in at= of balance= (beside "shared" and "tables")', at, near)
             self.module = modules[at]
 
     @contextmanager

@@ -27,7 +27,7 @@ class NashMTL(GradientBalance):
         max_norm: the weights are scaled so that the common gradient is no longer than this; the authors clip that
             gradient alone, and not those of the heads.
 
-    >>> NashMTL(max_norm=9).solve(np.diag([1.0, 100.0]), np.ones(2), np.arange(2)).round(1).tolist()
+    >>> NashMTL(max_norm=99).solve(np.diag([1.0, 100.0]), np.ones(2), np.arange(2)).round(1).tolist()
     [10.0, 1.0]
     """
 

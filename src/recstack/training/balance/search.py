@@ -78,19 +78,19 @@ def search_weights(
         ConfigError: fewer than two metrics or losses, or no Optuna.
 
     >>> import recstack as rs
-    >>> train, valid, test = rs.split.by_time(rs.simulator.small(tasks=[rs.Task("click"), rs.Task("like")]))
+    >>> train, valid, test = rs.split.by_time(rs.simulator.small(tasks=[rs.Task("click"), rs.Task("cart")]))
     >>> schema = rs.Encoder(train.schema).fit(train).schema
     >>> front = search_weights(
     ...     lambda: rs.multitask.SharedBottom(schema, dim=4),
     ...     train,
     ...     valid,
-    ...     ("click/auc", "like/auc"),
+    ...     ("click/auc", "cart/auc"),
     ...     trials=2,
     ...     epochs=1,
     ...     progress=False,
     ... )
     >>> front.trials[0]["weights"], 1 <= len(front.pareto) <= 2
-    ({'click': 1.0, 'like': 1.0}, True)
+    ({'click': 1.0, 'cart': 1.0}, True)
     """
     from recstack.training.trainer import Trainer
 
