@@ -16,7 +16,7 @@ FLOORS = {
     1: ("errors", "_lazy"),
     2: ("schema", "kernels", "candidates", "bundle"),
     3: ("nn", "losses", "metrics", "index", "calibration", "rules"),
-    4: ("features", "data"),
+    4: ("features", "data", "fusion"),
     5: ("training",),
     6: ("models",),
     7: ("cascade",),

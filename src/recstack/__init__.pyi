@@ -35,6 +35,8 @@ from .errors import RecStackError as RecStackError
 from .errors import RequestError as RequestError
 from .errors import SchemaError as SchemaError
 from .errors import TrainingError as TrainingError
+from .fusion import Fusion as Fusion
+from .fusion import tune_fusion as tune_fusion
 from .models import multidomain as multidomain
 from .models import multitask as multitask
 from .models import pre_ranking as pre_ranking

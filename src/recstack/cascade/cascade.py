@@ -20,6 +20,7 @@ from recstack.data import Columns, Encoder, Loader, Profiles, Requests
 from recstack.data.truth import next_events
 from recstack.errors import ConfigError, DataError
 from recstack.features import tasks
+from recstack.fusion import Fusion
 from recstack.models.base import Model, load_model
 from recstack.rules import PageContext, moved
 
@@ -44,6 +45,9 @@ class Cascade:
         rules: applied in turn to the re-ranked list.
         candidates: items a retriever proposes; keep_pre_ranked, keep_ranked: items that survive these stages.
         task: the task whose logit ranks; the first one by default.
+        fusion: an expression over the ranker's tasks, as in ``"click * like ** 0.3 * log1p(watch_time)"`` (see `rs.Fusion`), by
+            which ranked candidates are ordered and cut instead. It can be changed at any time, ``cascade.fusion = "..."``, for
+            nothing learns from it: calibrator and re-ranker go on reading the logit of `task`.
         merge: options of `Candidates.merge`: its rule, quotas or weights, by the retrievers' names. ``{"weights": "learned"}``
             lets `fit` find them, by `merge_weights`, on held-out events.
 
@@ -70,6 +74,7 @@ class Cascade:
         keep_pre_ranked: int = 100,
         keep_ranked: int = 50,
         task: str | None = None,
+        fusion: str | Fusion | None = None,
         merge: Mapping[str, Any] | None = None,
     ):
         if not retrievers:
@@ -80,6 +85,7 @@ class Cascade:
         self.pre_ranker, self.ranker, self.reranker, self.calibrator = pre_ranker, ranker, reranker, calibrator
         self.candidates, self.keep_pre_ranked, self.keep_ranked = candidates, keep_pre_ranked, keep_ranked
         self.task, self.merge = task, dict(merge or {})
+        self.fusion = fusion
         names = [r.name for r in self.retrievers]
         if len(set(names)) < len(names):
             raise ConfigError(f"Two retrievers have one name among {', '.join(names)}; give one of them another .name.")
@@ -88,6 +94,18 @@ class Cascade:
         self.profiles: Any = None
         self._attributes: dict[str, Tensor] | None = None
         self.encoder: Any = next((m.schema.encoder for m in self._models() if m.schema.encoder is not None), None)
+
+    @property
+    def fusion(self) -> Fusion | None:
+        """What orders the ranker's candidates in place of one task's logit; takes an expression, or None."""
+        return self._fusion
+
+    @fusion.setter
+    def fusion(self, expression: str | Fusion | None) -> None:
+        if expression is not None and self.ranker is None:
+            raise ConfigError("A fusion is of the ranker's tasks; give ranker= too.")
+        single = [t.name for t in self.ranker.schema.tasks if t.kind != "multiclass"] if self.ranker is not None else []
+        self._fusion = None if expression is None else Fusion(str(expression), tasks=single)
 
     def _models(self) -> list[Any]:
         stages = [*self.retrievers, self.pre_ranker, self.ranker, self.reranker]
@@ -273,7 +291,10 @@ class Cascade:
         parts = []
         for start in range(0, len(rows), BLOCK):
             found, known = self._until("reranker", self.requests_of(columns, rows[start : start + BLOCK], past))
-            ids, scores, mask = (_wide(x, self.keep_ranked) for x in (found.ids, found.scores, found.mask))
+            logit = found.source.get(
+                "ranker", found.scores
+            ).nan_to_num()  # its scores are those of a fusion, if there is one
+            ids, scores, mask = (_wide(x, self.keep_ranked) for x in (found.ids, logit, found.mask))
             wide = Candidates(ids, scores, mask)
             parts.append((wide, {n: _wide(v, self.keep_ranked) for n, v in known.items()}, truth.hits(wide.ids, start)))
         ids, scores, mask = (torch.cat([getattr(p[0], n) for p in parts]) for n in ("ids", "scores", "mask"))
@@ -359,11 +380,12 @@ class Cascade:
                 continue
             with _timed(trace, name):
                 batch = stage_batch(model.schema, requests.batch, found, self.encoder.catalog, self.scaled(known))
-                logit, hidden = self.logits(model, batch, name)
-                known[f"score_{name}"] = logit
+                scores, hidden = self.scores(model, batch, name)
+                known[f"score_{name}"] = scores[name]
                 if hidden is not None:
                     known["hidden_ranker"] = hidden
-                found = found.rescore(logit, name)
+                for scored, score in scores.items():
+                    found = found.rescore(score, scored)
                 order = found.order()[:, :keep]
                 found = found.select(order)
                 known = {
@@ -378,13 +400,20 @@ class Cascade:
 
         That is the ranker's hidden layer, if the re-ranker reads it.
         """
+        scores, hidden = self.scores(model, batch, name)
+        return scores[name], hidden
+
+    def scores(self, model: Model, batch: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], Tensor | None]:
+        """As `logits`, ``{name: score}``; for the ranker of a cascade with a fusion also "fusion", which orders."""
         wants = name == "ranker" and self.reranker is not None
         wants = wants and any(f.name == "hidden_ranker" for f in self.reranker.schema.by_role("pair"))  # type: ignore[union-attr]
         task = model.schema.task(self.task) if self.task else model.schema.tasks[0]
-        if wants:
-            hidden = model.hidden(batch)  # type: ignore[operator]
-            return tasks.score(model.heads(hidden)[task.name], task), hidden  # type: ignore[operator]
-        return tasks.score(model(batch)[task.name], task), None
+        hidden = model.hidden(batch) if wants else None  # type: ignore[operator]
+        logits = model.heads(hidden) if wants else model(batch)  # type: ignore[operator]
+        scores, fusion = {name: tasks.score(logits[task.name], task)}, self.fusion
+        if fusion is not None and name == "ranker":
+            scores["fusion"] = fusion(tasks.predictions(logits, model.schema))
+        return scores, hidden
 
     @torch.no_grad()
     def pages(self, requests: Requests, k: int = 10, trace: Trace | None = None) -> Candidates:
@@ -484,7 +513,8 @@ class Cascade:
             parallel = name in self.names
             dropped = 0 if before is None or parallel or name == "merged" else len(before - here)
             seconds = trace["seconds"].get("merge" if name == "merged" else name, 0.0)
-            items = [{"item": row["item"], "score": row["sources"].get(name, row["score"])} for row in rows]
+            by = "fusion" if name == "ranker" and self.fusion is not None else name
+            items = [{"item": row["item"], "score": row["sources"].get(by, row["score"])} for row in rows]
             stages.append({"name": name, "seconds": seconds, "kept": len(rows), "dropped": dropped, "items": items})
             if not parallel:
                 before = here
@@ -522,6 +552,7 @@ class Cascade:
             "keep_pre_ranked": self.keep_pre_ranked,
             "keep_ranked": self.keep_ranked,
             "task": self.task,
+            "fusion": None if self.fusion is None else str(self.fusion),
             "merge": self.merge,
             "scales": {n: list(s) for n, s in self.scales.items()},
         }
@@ -555,6 +586,7 @@ class Cascade:
             keep_pre_ranked=config["keep_pre_ranked"],
             keep_ranked=config["keep_ranked"],
             task=config["task"],
+            fusion=config.get("fusion"),
             merge=config.get("merge"),
         )
         new.encoder = encoder

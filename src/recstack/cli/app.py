@@ -257,6 +257,10 @@ def serve(
     event_log: Annotated[
         Path | None, typer.Option(help="File that keeps new events over a restart.", show_default=False)
     ] = None,
+    fusion: Annotated[
+        str | None,
+        typer.Option(help="Order by this instead of the saved: 'click * like ** 0.3'.", show_default=False),
+    ] = None,
 ) -> None:
     """Serve a cascade over HTTP, with a page for people."""
     key = None
@@ -267,7 +271,7 @@ def serve(
     from recstack.serving import serve as run
 
     ready = lambda url: note(f"{bundle} is served at {url} (Ctrl-C ends it).")  # noqa: E731
-    run(bundle, host=host, port=port, api_key=key, event_log=event_log, ready=ready)
+    run(bundle, host=host, port=port, api_key=key, event_log=event_log, fusion=fusion, ready=ready)
 
 
 @app.command(epilog=example("recstack models --stage ranking", "recstack models --json | jq '.[].name'"))

@@ -88,6 +88,7 @@ def app(
     items: Mapping[str, Mapping[str, Any]] | None = None,
     evaluation: Mapping[str, Any] | None = None,
     trust: Sequence[str] = (),
+    fusion: str | None = None,
 ) -> Starlette:
     """The service as a Starlette (ASGI) application, warmed up.
 
@@ -102,13 +103,14 @@ def app(
         items: titles and attributes for people, ``{str(raw id): {"title": ...}}``; default: the bundle's items.json.
         evaluation: last measurements; default: the bundle's metrics.json.
         trust: packages besides recstack whose classes the bundle may name.
+        fusion: an expression over the ranker's tasks that orders candidates in place of the saved one; see `rs.Fusion`.
 
     Raises:
         BundleError, ConfigError, DataError: see `Service`; an empty key.
     """
     if api_key is not None and not api_key.strip():
         raise ConfigError("The API key is empty, so that everybody would have it; give a long random text.")
-    service = Service(cascade, event_log=event_log, items=items, evaluation=evaluation, trust=trust)
+    service = Service(cascade, event_log=event_log, items=items, evaluation=evaluation, trust=trust, fusion=fusion)
     pool = Pool(workers, queue, threads)
     service.metrics.gauge("busy", "Requests that run or wait for a thread.", lambda: pool.busy)
 
@@ -318,6 +320,7 @@ def serve(
     queue: int = 32,
     threads: int | None = 1,
     trust: Sequence[str] = (),
+    fusion: str | None = None,
     log_level: str = "warning",
     ready: Callable[[str], None] | None = None,
 ) -> None:
@@ -352,6 +355,7 @@ def serve(
         queue=queue,
         threads=threads,
         trust=trust,
+        fusion=fusion,
     )
     config = uvicorn.Config(
         made, host, port, log_level=log_level, access_log=False, server_header=False, timeout_graceful_shutdown=5

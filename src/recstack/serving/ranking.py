@@ -27,7 +27,7 @@ def score(
         items: item and pair tensors ``[R, L, ...]`` that replace those of the catalogue.
 
     Returns:
-        ``{stage or retriever: float32 [R, L]}``, with a calibrator also "probability".
+        ``{stage or retriever: float32 [R, L]}``, the deciding one last; then, with a calibrator, "probability".
     """
     found = Candidates(ids, torch.zeros(ids.shape))
     known = {f"score_{r.name}": r.pair_scores(requests, ids) for r in cascade.retrievers}
@@ -39,7 +39,9 @@ def score(
         batch = stage_batch(model.schema, requests.batch, found, cascade.encoder.catalog, cascade.scaled(known))
         columns = {f.name for f in model.schema.by_role("item", "pair")}
         batch |= {n: v for n, v in (items or {}).items() if n in columns}
-        out[name] = known[f"score_{name}"] = cascade.logits(model, batch, name)[0]
+        scores = cascade.scores(model, batch, name)[0]
+        known[f"score_{name}"] = scores[name]
+        out |= scores
     if cascade.calibrator is not None:
         out["probability"] = cascade.calibrator.probability(out["ranker"])
     return out

@@ -44,6 +44,7 @@ class Service:
         items: titles and attributes for people, ``{str(raw id): {"title": ...}}``; by default the bundle's items.json.
         evaluation: last measurements; by default the bundle's metrics.json.
         trust: packages besides recstack whose classes the bundle may name.
+        fusion: an expression over the ranker's tasks that orders candidates in place of the saved one; see `rs.Fusion`.
 
     Raises:
         BundleError: the bundle is not intact, or holds something that cannot recommend.
@@ -58,6 +59,7 @@ class Service:
         items: Mapping[str, Mapping[str, Any]] | None = None,
         evaluation: Mapping[str, Any] | None = None,
         trust: Sequence[str] = (),
+        fusion: str | None = None,
     ) -> None:
         if isinstance(cascade, str | Path):
             files = bundle.read(cascade, verify=False).files  # `load` verifies
@@ -67,6 +69,8 @@ class Service:
             if evaluation is None and METRICS in files:
                 evaluation = read_object(METRICS, files[METRICS])
         self.cascade = cascade if isinstance(cascade, Cascade) else _cascade_of(cascade)
+        if fusion is not None:
+            self.cascade.fusion = fusion
         if self.cascade.profiles is None:
             raise ConfigError("This cascade knows no users yet; call cascade.fit(train) before serving it.")
         self.encoder, self.profiles = self.cascade.encoder, self.cascade.profiles
@@ -236,6 +240,7 @@ class Service:
             "user_kind": self.user_kind,
             "retrievers": [{"name": r.name, "class": type(r).__name__} for r in self.cascade.retrievers],
             "stages": [{"name": n, "class": type(s).__name__} for n, s in stages.items() if s is not None],
+            "fusion": None if self.cascade.fusion is None else str(self.cascade.fusion),
             "rules": [type(rule).__name__ for rule in self.cascade.rules],
             "event": next((h.where for h in self.schema.histories if h.where), None),
             "evaluation": self.evaluation,
