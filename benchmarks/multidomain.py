@@ -104,7 +104,7 @@ def names() -> list[str]:
     return [MERGED, SEPARATE, *(e.name for e in catalog.models("multidomain"))]
 
 
-def build(name: str, schema: rs.Schema) -> torch.nn.Module:
+def build(name: str, schema: rs.Schema) -> Any:
     if name in (MERGED, SEPARATE):
         return rs.multitask.SharedBottom(schema, dim=DIM, hidden=HIDDEN, towers=())
     model = getattr(rs.multidomain, name)
@@ -174,7 +174,7 @@ def run(name: str, data: Data, seed: int, epochs: int) -> dict[str, Any]:
             parts = [part.select(part.events[by] == value) for part in data.parts[:2]]
             if all(len(p) for p in parts):
                 own = [data.encoder.encode(p) for p in parts]
-                fitted[int(data.encoder.encode_values(by, [value])[0])] = fit(name, data, *own, seed, epochs)
+                fitted[int(data.encoder.encode_values(by, [value])[0])] = fit(name, data, own[0], own[1], seed, epochs)
         model: Any = Separate({i: f.model for i, f in fitted.items()}, by)
         done = Fitted(model, [e for f in fitted.values() for e in f.epochs], sum(f.parameters for f in fitted.values()))
     else:

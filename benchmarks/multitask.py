@@ -135,7 +135,7 @@ def names(data: str) -> list[str]:
     return [SINGLE, *room, *(["AITM"] if data.startswith("census") and hasattr(rs.multitask, "AITM") else [])]
 
 
-def build(name: str, schema: rs.Schema) -> torch.nn.Module:
+def build(name: str, schema: rs.Schema) -> Any:
     import inspect
 
     kind, options = ROWS.get(name, (name, {}))

@@ -71,6 +71,7 @@ def test_users_are_told_apart_though_the_model_does_not_know_them(world):
 
 def test_lists_and_another_column_as_domain():
     lists = rs.simulator.small(tasks="funnel", domains=2, lists=True)
+    assert lists.items is not None
     model = rs.multitask.MMoE(rs.Encoder(lists.schema).fit(lists).schema, experts=2)
     frame = rs.evaluate_tasks(model, lists, by="category").frame.filter(task="click")
     counts = lists.events.join(lists.items, on="item_id")["category"].value_counts()
