@@ -271,7 +271,7 @@ def summary(data: str, found: dict[str, dict[int, dict[str, Any]]], tasks: list[
         f"{n} {mean(r['seconds'] for r in s.values()):.0f} s, {next(iter(s.values()))['parameters']:,} parameters"
         for n, s in found.items()
     ]
-    return [*lines, "", f"Seconds of a run and parameters: {'; '.join(facts)}."]
+    return [*lines, "", f"Seconds of a run (one thread of a shared machine) and parameters: {'; '.join(facts)}."]
 
 
 def domains(found: dict[str, dict[int, dict[str, Any]]], tasks: list[str], first: dict[str, Any]) -> list[str]:
