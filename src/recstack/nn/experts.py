@@ -81,7 +81,9 @@ class Experts(nn.Module):
         return [*first, *self.biases]
 
     def _product(self, i: int, x: Tensor) -> Tensor:
-        return torch.einsum("...ei,eio->...eo", x, self.weights[i]) + self.biases[i].to(x.dtype)
+        rows = x.flatten(0, -3).transpose(0, 1)  # [E, N, I], and so are the results laid out
+        out = torch.baddbmm(self.biases[i].unsqueeze(1), rows, self.weights[i])
+        return out.transpose(0, 1).unflatten(0, x.shape[:-2])
 
     def _rest(self, hidden: Tensor) -> Tensor:
         """All after the first linear layer."""

@@ -181,8 +181,11 @@ class _Level(nn.Module):
         last: bool,
     ):
         super().__init__()
-        self.tasks, self.specific, self.shared, self.each = tasks, specific, shared, each
+        self.tasks, self.specific, self.each = tasks, specific, each
         experts = tasks * specific + shared
+        stream = torch.arange(tasks + 1).repeat_interleave(torch.tensor([specific] * tasks + [shared]))
+        self.stream: Tensor  # what each expert reads
+        self.register_buffer("stream", stream, persistent=False)
         self.experts = Experts(width, hidden, experts, dropout, each=each)
         self.gates = Gates(width, specific + shared, tasks, gate_dropout, each=each)
         self.shared_gate = None if last else Gates(width, experts, 1, gate_dropout, each=each)
@@ -192,13 +195,12 @@ class _Level(nn.Module):
         if self.each:
             assert isinstance(x, Tensor)
             x_tasks, x_shared = x[..., :-1, :], x[..., -1:, :]
-            own = x_tasks.unsqueeze(-2).expand(*x_tasks.shape[:-1], self.specific, -1).flatten(-3, -2)
-            x_experts = torch.cat([own, x_shared.expand(*x.shape[:-2], self.shared, -1)], -2)
-        every = self.experts(x_experts)  # [..., T m + s, H]
-        own, shared = every.split([self.tasks * self.specific, self.shared], -2)
-        of_own, of_shared = self.gates(x_tasks).split([self.specific, self.shared], -1)  # [..., T, m], [..., T, s]
-        own = own.unflatten(-2, (self.tasks, self.specific))
-        out = mixtures(of_own.unsqueeze(-2), own).squeeze(-2) + mixtures(of_shared, shared)
-        if self.shared_gate is None:
-            return out
-        return torch.cat([out, mixtures(self.shared_gate(x_shared), every)], -2)
+            x_experts = x.index_select(-2, self.stream)
+        gate = self.gates(x_tasks)  # [..., T, m + s]
+        # As weights of all experts, zero for those of other tasks: one product of a few larger matrices is much faster.
+        mine = torch.eye(self.tasks, device=gate.device).unsqueeze(-1)  # [T, T, 1]
+        of_own = (gate[..., : self.specific].unsqueeze(-2) * mine).flatten(-2)
+        gate = torch.cat([of_own, gate[..., self.specific :]], -1)  # [..., T, T m + s]
+        if self.shared_gate is not None:
+            gate = torch.cat([gate, self.shared_gate(x_shared)], -2)
+        return mixtures(gate, self.experts(x_experts))
