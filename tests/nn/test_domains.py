@@ -69,13 +69,13 @@ def test_each_domain_is_normalised_by_its_own_batch():
     x, domain = torch.cat([a, b]), torch.tensor([1] * 25 + [2] * 15)
     order = torch.randperm(40)
     y = torch.empty_like(x)
-    y[order] = norm(x[order], domain[order])
+    y[order] = by_domain(norm, x[order], domain[order])
     for part in (y[:25], y[25:]):
         torch.testing.assert_close(part.mean((0, 1)), torch.zeros(3), atol=1e-5, rtol=0)
         torch.testing.assert_close(part.flatten(0, 1).var(0, correction=0), torch.ones(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(norm.mean[1], a.mean((0, 1)))  # the first batch sets them
     torch.testing.assert_close(norm.var[2], b.flatten(0, 1).var(0))
-    norm(a + 1, domain[:25])
+    by_domain(norm, a + 1, domain[:25])
     torch.testing.assert_close(norm.mean[1], a.mean((0, 1)) + 0.1)  # the next moves them by a tenth
     torch.testing.assert_close(norm.mean[2], b.mean((0, 1)))  # and leaves the domain that is not there
 
@@ -83,19 +83,19 @@ def test_each_domain_is_normalised_by_its_own_batch():
 def test_dead_candidates_have_no_share_in_the_statistics():
     norm = PartitionedNorm(3, 2).train()
     x, mask = torch.randn(8, 4, 3), torch.arange(4).expand(8, 4) < 3
-    y = norm(torch.where(mask.unsqueeze(-1), x, 1e4), torch.ones(8, dtype=torch.long), mask)
+    y = by_domain(norm, torch.where(mask.unsqueeze(-1), x, 1e4), torch.ones(8, dtype=torch.long), mask)
     other = PartitionedNorm(3, 2).train()
-    torch.testing.assert_close(y[:, :3], other(x[:, :3], torch.ones(8, dtype=torch.long)))
+    torch.testing.assert_close(y[:, :3], by_domain(other, x[:, :3], torch.ones(8, dtype=torch.long)))
     torch.testing.assert_close(norm.mean, other.mean)
 
 
 def test_a_single_row_of_a_domain_moves_nothing():
     norm = PartitionedNorm(3, 2).train()
     a = torch.randn(50, 1, 3)
-    norm(a, torch.ones(50, dtype=torch.long))
+    by_domain(norm, a, torch.ones(50, dtype=torch.long))
     before = {n: v.clone() for n, v in norm.named_buffers()}
     row = torch.randn(1, 1, 3)
-    y = norm(row, torch.tensor([1]))
+    y = by_domain(norm, row, torch.tensor([1]))
     torch.testing.assert_close(y, (row - a.mean(0)) / (a.var(0) + norm.eps).sqrt())
     assert all(torch.equal(v, before[n]) for n, v in norm.named_buffers())
 
@@ -103,7 +103,7 @@ def test_a_single_row_of_a_domain_moves_nothing():
 def test_a_domain_not_met_in_training_has_the_statistics_of_all_rows():
     norm = PartitionedNorm(2, 3).train()
     a, b = torch.randn(400, 1, 2) * 2 + 5, torch.randn(100, 1, 2) - 1
-    norm(torch.cat([a, b]), torch.tensor([1] * 400 + [3] * 100))
+    by_domain(norm, torch.cat([a, b]), torch.tensor([1] * 400 + [3] * 100))
     mean, var = norm.eval().statistics(torch.tensor([2, 1]))
     every = torch.cat([a, b]).squeeze(1)
     torch.testing.assert_close(mean, torch.stack([every.mean(0), a.squeeze(1).mean(0)]))

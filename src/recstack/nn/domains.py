@@ -135,7 +135,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class PartitionedNorm(nn.Module):
-    r"""Batch normalisation with statistics, and a share of scale and shift, for each domain. In float32.
+    r"""Batch normalisation with statistics, and a share of scale and shift, for each domain, of parts ``[n, W]``. In float32.
 
     .. math:: (\gamma \gamma_p) \frac{z - \mu_p}{\sqrt{\sigma_p^2 + \epsilon}} + (\beta + \beta_p)
 
@@ -158,36 +158,39 @@ class PartitionedNorm(nn.Module):
         self.register_buffer("var", torch.ones(domains + 1, width))
         self.register_buffer("rows", torch.zeros(domains + 1, dtype=torch.long))
 
-    def forward(self, x: Tensor, domain: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``x [R, L, W], domain [R] → [R, L, W]``; only live rows of ``mask [R, L]`` count."""
-        z = x.float()
-        mean, var = self.statistics(domain)
-        if self.training:
-            batch_mean, batch_var, known = self._of_batch(z, domain, mask)
-            mean, var = torch.where(known, batch_mean, mean), torch.where(known, batch_var, var)
-        (scale,), (shift,) = own(self.scale, [domain], 1.0), own(self.shift, [domain], 0.0)
-        slope = (var + self.eps).rsqrt() * (self.shared_scale * scale)
-        return ((z - mean.unsqueeze(-2)) * slope.unsqueeze(-2) + (self.shared_shift + shift).unsqueeze(-2)).to(x.dtype)
+    def forward(self, parts: list[Tensor], domains: Sequence[Domain]) -> list[Tensor]:
+        scales = own(self.shared_scale * self.scale, domains, self.shared_scale)
+        shifts = own(self.shared_shift + self.shift, domains, self.shared_shift)
+        if isinstance(domains[0], Tensor):
+            of_request = (*self.statistics(domains[0]), scales[0], shifts[0])
+            return [self._by(parts[0], *(t.unsqueeze(-2) for t in of_request))]
+        ids = torch.tensor(domains, device=self.mean.device)
+        enough = [self.training and len(x) > 1 for x in parts]
+        known = [(None, None)] * len(parts)
+        if not all(enough):
+            known = list(zip(*(t.unbind() for t in self.statistics(ids)), strict=True))
+        if any(enough):
+            self._move(ids, [x for x, there in zip(parts, enough, strict=True) if there], enough)
+        out = []
+        for x, there, (mean, var), scale, shift in zip(parts, enough, known, scales, shifts, strict=True):
+            if there:
+                out.append(F.batch_norm(x.float(), None, None, scale, shift, True, 0.0, self.eps).to(x.dtype))
+            else:
+                out.append(self._by(x, mean, var, scale, shift))  # type: ignore[arg-type]
+        return out
 
-    def _of_batch(self, z: Tensor, domain: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Each request's domain's mean and variance in the batch, and whether it has two rows; moves the running ones."""
-        live = z.new_ones(z.shape[:-1]) if mask is None else mask.to(z.dtype)
+    def _by(self, x: Tensor, mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return ((x.float() - mean) * ((var + self.eps).rsqrt() * scale) + shift).to(x.dtype)
 
-        def summed(of_request: Tensor) -> Tensor:
-            total = of_request.new_zeros(len(self.rows), *of_request.shape[1:])
-            return total.index_add(0, domain, of_request)
-
-        rows = summed(live.sum(-1)).unsqueeze(-1)  # [P + 1, 1]
-        count = rows.clamp(min=1)
-        mean = summed((live.unsqueeze(-1) * z).sum(-2)) / count  # [P + 1, W]
-        apart = (z - mean.index_select(0, domain).unsqueeze(-2)) * live.unsqueeze(-1)
-        var = summed(apart.square().sum(-2)) / count
-        with torch.no_grad():
-            rate = torch.where(self.rows > 0, self.momentum, 1.0).unsqueeze(-1) * (rows > 1)
-            self.mean.lerp_(mean, rate.expand_as(mean))
-            self.var.lerp_(var * count / (count - 1).clamp(min=1), rate.expand_as(var))
-            self.rows += torch.where(rows > 1, rows, 0.0).squeeze(-1).long()
-        return (t.index_select(0, domain) for t in (mean, var, rows > 1))  # type: ignore[return-value]
+    @torch.no_grad()
+    def _move(self, ids: Tensor, parts: list[Tensor], enough: list[bool]) -> None:
+        """The running statistics of these domains, by the rows of each."""
+        ids = ids[torch.tensor(enough, device=ids.device)]
+        var, mean = (torch.stack(found) for found in zip(*(torch.var_mean(x.float(), 0) for x in parts), strict=True))
+        rate = torch.where(self.rows[ids] > 0, self.momentum, 1.0).unsqueeze(-1)
+        self.mean[ids] = torch.lerp(self.mean[ids], mean, rate.expand_as(mean))
+        self.var[ids] = torch.lerp(self.var[ids], var, rate.expand_as(var))
+        self.rows[ids] += torch.tensor([len(x) for x in parts], device=ids.device)
 
     def statistics(self, domain: Tensor) -> tuple[Tensor, Tensor]:
         """Running mean and variance ``[R, W]`` of ``domain [R]``; those of all rows together for one not met yet."""

@@ -16,7 +16,7 @@ from recstack.features import Heads
 from recstack.models.base import Model
 from recstack.models.domains import DomainColumn
 from recstack.models.trunk import MultiTask
-from recstack.nn.domains import PartitionedNorm
+from recstack.nn.domains import PartitionedNorm, by_domain
 from recstack.nn.mlp import MLP, flat, linear
 from recstack.schema import Schema
 
@@ -87,7 +87,7 @@ class HAMUR(MultiTask):
         self.heads = Heads(schema, hidden[-1])
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        (x, plus), domain, mask = self.trunk(batch), self.domain(batch), batch.get("@mask")
+        (x, plus), domain, mask = self.trunk(batch), self.domain(batch), batch.get("@mask") if self.training else None
         matrix = self.matrix(self.hyper(x)).unflatten(-1, (self.rank, self.rank))
         h, plain = x, len(self.layers) - len(self.adapters)
         for i, layer in enumerate(self.layers):
@@ -108,7 +108,7 @@ class _Adapter(nn.Module):
 
     def forward(self, h: Tensor, matrix: Tensor, domain: Tensor, mask: Tensor | None) -> Tensor:
         small = _between(self.down, h, matrix).sigmoid()
-        return h + self.norm(_between(self.up, small, matrix), domain, mask)
+        return h + by_domain(self.norm, _between(self.up, small, matrix), domain, mask)
 
 
 def _between(layers: nn.ModuleList, x: Tensor, matrix: Tensor) -> Tensor:

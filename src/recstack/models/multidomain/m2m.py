@@ -116,12 +116,12 @@ class M2M(MultiDomain):
         scenario = self.scenario(torch.cat([x[:, :1, cut:].sum(1) for x in rows]))  # [G, H], of the first of equal rows
         attention = self.attention(scenario)
         layers: list[Unit] = [layer(scenario) for layer in self.layers]
-        out, sizes = [], [len(x) for x in rows]
-        starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        for x, i, n in zip(rows, starts, sizes, strict=True):
-            of = lambda unit: (unit[0][i : i + n], unit[1][i : i + n])  # noqa: B023, E731
-            y = self._read(x[..., :cut], of(attention), [of(unit) for unit in layers])
-            out.append(y.squeeze(0) if one else y)
+        if not one:
+            return [self._read(rows[0][..., :cut], attention, layers)]
+        out = []
+        for i, x in enumerate(rows):
+            of = lambda unit: (unit[0][i : i + 1], unit[1][i : i + 1])  # noqa: B023, E731
+            out.append(self._read(x[..., :cut], of(attention), [of(unit) for unit in layers]).squeeze(0))
         return out
 
     def _read(self, x: Tensor, attention: Unit, layers: list[Unit]) -> Tensor:

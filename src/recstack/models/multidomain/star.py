@@ -85,13 +85,13 @@ class STAR(Model):
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         slots, mask, domain = self.inputs(batch), batch.get("@mask"), self.domain(batch)
-        x = self.norm(slots.flat(*self.roles), domain, mask)
-        h = by_domain(self._network, x, domain, mask if self.training else None)
+        h = by_domain(self._network, slots.flat(*self.roles), domain, mask if self.training else None)
         (scale,), (bias,) = own(self.scale, [domain], 1.0), own(self.bias, [domain], 0.0)
         hidden = torch.cat([h * scale.unsqueeze(-2).to(h.dtype), self.auxiliary(slots.sides())], -1)
         return self.heads(hidden, added(self.names, bias.unsqueeze(-2).expand(*h.shape[:-1], -1)))
 
     def _network(self, parts: list[Tensor], domains: Sequence[Domain]) -> list[Tensor]:
+        parts = self.norm(parts, domains)
         for layer in self.star:
             parts = [self.dropout(x.relu()) for x in layer(parts, domains)]
         return parts
