@@ -146,6 +146,8 @@ class MultiTask(Model):
         ``"shared/gate/3"``.
         """
         gates = [m for m in self.modules() if isinstance(m, Gates | ContentGates)]
+        if not gates:
+            return {}
         found: list[Tensor] = []
         hooks = [gate.register_forward_hook(lambda *seen: found.append(seen[-1])) for gate in gates]
         was, _ = self.training, self.eval()

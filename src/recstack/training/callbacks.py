@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from recstack.training import gates
+
 logger = logging.getLogger("recstack.training")
 
 
@@ -85,6 +87,7 @@ class TensorBoard(Callback):
     def on_epoch(self, record: dict[str, Any]) -> None:
         self._write(record, "valid", record["valid"])
         self._write(record, "lr", record["lr"])
+        self._write(record, "measure", record.get("measures", {}))
         self.writer.flush()
 
     def on_end(self, result: Any) -> None:
@@ -146,9 +149,11 @@ class Progress(Callback):
     def on_epoch(self, record: dict[str, Any]) -> None:
         valid = "".join(f" · {name} {value:.4f}" for name, value in record["valid"].items())
         weights = ", ".join(f"{name} {value:.3g}" for name, value in record.get("weights", {}).items())
+        entropies = gates.told(record.get("measures", {}))
         line = (
             f"epoch {record['epoch']}/{self.epochs} · loss {record['loss']:.4f}{valid} · "
             f"{f'weights {weights} · ' if weights else ''}"
+            f"{f'entropy of gates {entropies} · ' if entropies else ''}"
             f"{record['seconds']:.1f} s · {record['rate']:,.0f} samples/s"
         )
         self._say(line)

@@ -22,7 +22,17 @@ from torch import Tensor, nn
 
 from recstack.errors import ConfigError, TrainingError, unknown
 from recstack.kernels.memory import keep_freed
-from recstack.training import averaging, balance, checkpoints, evaluation, incremental, memory, optimizers, schedules
+from recstack.training import (
+    averaging,
+    balance,
+    checkpoints,
+    evaluation,
+    gates,
+    incremental,
+    memory,
+    optimizers,
+    schedules,
+)
 from recstack.training import batches as feeding
 from recstack.training.callbacks import Callback, Progress, loggers
 from recstack.training.diagnosis import Movement, explain
@@ -45,7 +55,9 @@ class Trainable(Protocol):
     """What the Trainer asks of a model. It knows none by name.
 
     A model may also define ``validate(data) -> {metric: value}``, which is asked in place of the tasks' metrics; `data` is
-    what was given as `valid`, a raw Log encoded. An attribute `fitted` is set to True after training.
+    what was given as `valid`, a raw Log encoded. One may define ``measures(batch) -> {name: scalar}``, asked once an epoch about a
+    batch of it and logged; of gates (names as in `models.trunk.MultiTask.measures`) a collapse is told. An attribute `fitted`
+    is set to True after training.
     """
 
     def losses(self, batch: Any) -> dict[str, Tensor]: ...
@@ -60,7 +72,7 @@ class FitResult:
     """What a run did.
 
     epochs: one record each: {"epoch", "step", "loss", "losses", "valid", "lr", "seconds", "rate"}, and with `balance` the
-        mean "weights" of the losses.
+        mean "weights" of the losses; with a model that has them its "measures", such as what gates do.
     best: {"epoch", "monitor", "value"} of the weights that the model now has; None if nothing was monitored.
     interrupted: whether Ctrl-C or SIGTERM ended it; ``fit(resume=True)`` goes on.
     """
@@ -476,6 +488,8 @@ class _Run:
         self.epoch = self.batch = self.step = 0  # finished epochs, batches of this epoch, steps of the run
         self.finished = False
         self.sums: dict[str, Tensor] = {}  # of the losses of this epoch, on the device
+        self.last_batch: Any = None  # what the model's measures are taken of
+        self.alarms: set[str] = set()
         self.samples = 0
         self.epochs: list[dict[str, Any]] = []
         self.spent = 0.0  # seconds of this epoch before the process was restarted
@@ -544,6 +558,7 @@ class _Run:
     def _step(self, window: list[Any]) -> None:
         turn = self.turns[self.step % len(self.turns)]
         batches = [feeding.moved(batch, self.t.device) for batch in window]
+        self.last_batch = batches[-1]
         world, sums = self.t.world, {}
         rows: dict[str, Any] = {}
 
@@ -721,6 +736,8 @@ class _Run:
             if self.valid is not None:
                 record["valid"] = self.t.world.agreed(self.t._measure(self.valid, self.t.world))
             improved = self.best is not None and self.best.observe(record, self.model)
+            if measures := self._measures():
+                record["measures"] = measures
         self.finished = self.epoch >= self.t.epochs
         if self.best is not None:
             for plateau in self.plateaus:
@@ -728,7 +745,19 @@ class _Run:
             self.finished = self.finished or self.best.exhausted
         for callback in self.t.callbacks:
             callback.on_epoch(record)
+        if self.t.world.main:
+            gates.warn(self.epochs, self.alarms)
         self.batch, self.samples, self.spent, self.sums = 0, 0, 0.0, {}
+
+    def _measures(self) -> dict[str, float]:
+        """What the model tells of the epoch's last batch; of several processes each asks, for tables may be spread."""
+        if not hasattr(self.model, "measures") or self.last_batch is None:
+            return {}
+        devices = [self.t.device] if self.t.device.type == "cuda" else []
+        with _evaluating(self.model), torch.random.fork_rng(devices=devices), torch.no_grad(), self.t._autocast():
+            found = {n: float(v) for n, v in self.model.measures(self.last_batch).items()}  # type: ignore[operator]
+        self.last_batch = None
+        return {name: value for name, value in found.items() if math.isfinite(value)}
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
     def _due(self) -> bool:
