@@ -8,7 +8,7 @@ import torch
 from recstack import testing
 from recstack.errors import ConfigError, SchemaError
 from recstack.losses import mixture_logit
-from recstack.models.multitask import AITM, DBMTL, ESM2, NMTR, SharedBottom
+from recstack.models.multitask import AITM, DBMTL, ESM2, ESMM, NMTR, SharedBottom
 from recstack.schema import Task
 
 STEPS = (Task("click"), Task("cart"), Task("order"))
@@ -166,6 +166,21 @@ def test_nmtr_says_what_it_cannot_do():
         NMTR(testing.schema(tasks=BRANCHES))
     with pytest.raises(ConfigError, match="keys alone"):
         NMTR(testing.schema(tasks=STEPS), interaction="gmf", trunk=SharedBottom)
+
+
+# -- ESMM's bound -----------------------------------------------------------------------------------------------------
+def test_a_direct_head_and_the_product_bind_each_other():
+    chain = (Task("click"), Task("order", given="click", weight=0), Task("ordered", product=("click", "order")))
+    model, batch = graph(ESMM, (*chain, Task("bought", label="order")), candidates=4, direct="bought", bound=0.5)
+    live = batch["@mask"]
+    p, q = (torch.distributions.Bernoulli(model.predict(batch)[n][live]) for n in ("ordered", "bought"))
+    both = torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)
+    found = model.losses(batch)["ordered/bought"]
+    torch.testing.assert_close(found, 0.5 * both.mean())
+    found.backward()
+    assert all(model.heads.layers[name].weight.grad.any() for name in ("click", "order", "bought"))
+    with pytest.raises(SchemaError, match="direct='order' predicts what the product does"):
+        ESMM(testing.schema(tasks=chain), direct="order")
 
 
 # -- together ---------------------------------------------------------------------------------------------------------

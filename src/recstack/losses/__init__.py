@@ -14,7 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from recstack.errors import ConfigError, unknown
-from recstack.losses.conversion import delayed_feedback, doubly_robust, fake_negative_weighted, inverse_propensity
+from recstack.losses.conversion import (
+    agreement,
+    delayed_feedback,
+    doubly_robust,
+    fake_negative_weighted,
+    inverse_propensity,
+)
 from recstack.losses.histogram import expected_value, js, kl, spread, wasserstein
 from recstack.losses.imbalance import focal, ghm, gradient_counts
 from recstack.losses.joint import bce_pairwise, jrc
@@ -121,6 +127,7 @@ __all__ = [
     "OF_LISTS",
     "OF_TOWERS",
     "OPTIONS",
+    "agreement",
     "bce",
     "bce_pairwise",
     "bpr",

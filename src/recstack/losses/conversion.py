@@ -151,3 +151,18 @@ def fake_negative_weighted(
     p = score.detach().sigmoid()
     importance = label * (1 + p) + (1 - label) * (1 - p) * (1 + p)
     return weighted_mean(importance * F.binary_cross_entropy_with_logits(score, label, reduction="none"), weight)
+
+
+@full_precision
+def agreement(score: Tensor, other: Tensor, *, where: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+    r"""How far two predictions of one event are from each other: the symmetric divergence of their probabilities.
+
+    .. math:: \mathrm{KL}(p \,\|\, q) + \mathrm{KL}(q \,\|\, p) = (p - q)\Big(\log\frac{p}{1 - p} - \log\frac{q}{1 - q}\Big)
+
+    Both are log-odds, and both learn from it.
+
+    >>> agreement(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 2.0]))
+    tensor(0.)
+    """
+    score, other, weight = clean(score, other, where, weight)
+    return weighted_mean((score.sigmoid() - other.sigmoid()) * (score - other), weight)
