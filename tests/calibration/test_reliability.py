@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from recstack.calibration import expected_calibration_error, reliability_table
-from recstack.errors import DataError
+from recstack.calibration import (
+    brier,
+    expected_calibration_error,
+    field_calibration_error,
+    field_relative_error,
+    field_table,
+    maximum_calibration_error,
+    reliability_diagram,
+    reliability_table,
+)
+from recstack.errors import ConfigError, DataError
 
 
 def test_groups_of_equal_weight_by_loops():
@@ -76,3 +85,62 @@ def test_no_rows_and_shapes_are_named():
         reliability_table(torch.rand(3), torch.ones(3), where=torch.zeros(3, dtype=torch.bool))
     with pytest.raises(DataError, match=r"probability is \[3\], label \[4\]"):
         reliability_table(torch.rand(3), torch.ones(4))
+
+
+def test_groups_of_equal_width_by_loops():
+    chance = np.random.default_rng(4)
+    p, y, w = chance.random(300) ** 2, (chance.random(300) < 0.4).astype(float), chance.uniform(0.5, 2, 300)
+    table = reliability_table(p, y, weight=w, bins=7, by="width")
+    slow = [(b, [i for i in range(300) if b / 7 <= p[i] < (b + 1) / 7]) for b in range(7)]
+    gaps = []
+    for column, (_, rows) in enumerate((b, rows) for b, rows in slow if rows):
+        mean_p, mean_y = np.average(p[rows], weights=w[rows]), np.average(y[rows], weights=w[rows])
+        assert float(table["observed"][column]) == pytest.approx(mean_y)
+        gaps.append((abs(mean_p - mean_y), w[rows].sum()))
+    assert maximum_calibration_error(p, y, weight=w, bins=7, by="width") == pytest.approx(max(gaps)[0])
+    expected = sum(g * m for g, m in gaps) / w.sum()
+    assert expected_calibration_error(p, y, weight=w, bins=7, by="width") == pytest.approx(expected)
+    with pytest.raises(ConfigError, match="Did you mean 'width'"):
+        reliability_table(p, y, by="widht")
+
+
+def test_errors_of_fields_by_loops():
+    chance = np.random.default_rng(5)
+    p, w = chance.random(200), chance.uniform(0.5, 2, 200)
+    y, field = (chance.random(200) < 0.3).astype(float), chance.integers(0, 9, 200)
+    y[field == 3], y[:10] = 0, np.nan  # a value without a positive, and rows without a label
+    where = np.arange(200) < 190
+    live = where & ~np.isnan(y)
+    absolute = relative = kept = 0.0
+    for f in set(field[live]):
+        rows = live & (field == f)
+        gap = abs((w[rows] * (y[rows] - p[rows])).sum())
+        absolute += gap
+        if y[rows].sum():
+            relative += w[rows].sum() * gap / (w[rows] * y[rows]).sum()
+            kept += w[rows].sum()
+    given = {"where": where, "weight": w}
+    assert field_calibration_error(p, y, field, **given) == pytest.approx(absolute / w[live].sum())
+    assert field_relative_error(p, y, field, **given) == pytest.approx(relative / kept)
+    table = field_table(p, y, field, **given)
+    at = table["value"].tolist().index(3)
+    assert float(table["observed"][at]) == 0
+    assert float(table["weight"][at]) == pytest.approx(w[live & (field == 3)].sum())
+    with pytest.raises(DataError, match="give integers"):
+        field_table(p, y, field.astype(float))
+
+
+def test_brier_is_scikit_learns_and_the_sum_of_its_parts():
+    metrics = pytest.importorskip("sklearn.metrics")
+    chance = np.random.default_rng(6)
+    p, y, w = chance.integers(0, 11, 500) / 10, (chance.random(500) < 0.4).astype(float), chance.uniform(0.5, 2, 500)
+    parts = brier(p, y, weight=w)
+    assert parts.error == pytest.approx(metrics.brier_score_loss(y, p, sample_weight=w))
+    assert parts.error == pytest.approx(parts.reliability - parts.resolution + parts.uncertainty)
+
+
+def test_the_diagram_is_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    p = torch.linspace(0.1, 0.9, 50)
+    reliability_diagram({"one": reliability_table(p, (p > 0.4).float(), bins=4)}, tmp_path / "r.svg")
+    assert "<svg" in (tmp_path / "r.svg").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -14,10 +15,14 @@ from recstack.errors import ConfigError, DataError
 
 
 class Calibrator:
-    """A monotone map from logits to calibrated logits, fitted on rows that the model was not trained on.
+    """A map from logits to calibrated logits, fitted on rows that the model was not trained on.
 
-    A subclass fits numbers (`_fit`) and applies them (`_apply`); both work in float64.
+    A subclass fits numbers (`_fit`) and applies them (`_apply`); both work in float64. `monotone`: the order of the rows
+    stays as it was.
     """
+
+    monotone = True
+    field: str | None = None  # the item column whose ids it is asked with, if any
 
     def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}
@@ -45,6 +50,10 @@ class Calibrator:
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {}
+
+    def save(self, path: str | Path) -> Path:
+        """A bundle of this calibrator alone, which `rs.load(path)` reads."""
+        return bundle.write(path, {"calibrator": self.to_piece()}, {"kind": "calibrator"})
 
     def to_piece(self) -> Piece:
         """This calibrator as a piece of a bundle."""

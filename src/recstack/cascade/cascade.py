@@ -18,7 +18,7 @@ from recstack.cascade.lists import CandidateLists, stage_batch
 from recstack.cascade.merging import merge_weights
 from recstack.data import Columns, Encoder, Loader, Profiles, Requests
 from recstack.data.truth import next_events
-from recstack.errors import ConfigError, DataError
+from recstack.errors import ConfigError, DataError, unknown
 from recstack.features import tasks
 from recstack.fusion import Fusion
 from recstack.models.base import Model, load_model
@@ -187,15 +187,45 @@ class Cascade:
             with status("Lists for calibration and re-ranking"):
                 data, logit, hit = self.page_lists(self.encoder.encode(after), self.encoder.encode(rest))
             if calibrate:
-                live = data.candidates.mask
-                assert self.calibrator is not None
-                self.calibrator.fit(logit[live], hit[live])
+                self._calibrate(data, logit, hit)
             if "reranker" in todo:
                 self._train("reranker", data, options.get("reranker", {}), seed, status)
         if valid is not None or rest is not train:
             _count_again(counted, everything, status)
         self.remember(known)
         return self
+
+    def recalibrate(self, recent: Log, past: Log) -> Self:
+        """Fit the calibrator again on recent events, and nothing else: no model is trained, so it takes seconds.
+
+        Args:
+            recent: what users did lately, in raw rows that no stage was trained on; a part of a split log.
+            past: the part before; it counts as seen.
+
+        Raises:
+            ConfigError: there is no calibrator.
+        """
+        if self.calibrator is None:
+            raise ConfigError("This cascade has no calibrator; build it with Cascade(..., calibrator=...).")
+        self._calibrate(*self.page_lists(self.encoder.encode(recent), self.encoder.encode(past)))
+        return self
+
+    def _calibrate(self, data: CandidateLists, logit: Tensor, hit: Tensor) -> None:
+        assert self.calibrator is not None
+        live = data.candidates.mask
+        field = {name: ids[live] for name, ids in self.field_ids(data.candidates.ids).items()}
+        self.calibrator.fit(logit[live], hit[live], **field)
+
+    def field_ids(self, ids: Tensor) -> dict[str, Tensor]:
+        """What a calibrator by field asks of items: ``{"field": [...]}``, the column's ids; {} for others. Raises ConfigError."""
+        name = self.calibrator.field
+        if name is None:
+            return {}
+        attributes = self.context(1).attributes
+        known = [n for n, v in attributes.items() if v.dim() == 1 and not v.is_floating_point()]
+        if name not in known:
+            raise unknown("item column of the calibrator", name, known)
+        return {"field": attributes[name][ids]}
 
     def remember(self, log: Log) -> None:
         """Take users' attributes, histories and seen items from a raw log, those of users not in the vocabulary too."""
@@ -421,7 +451,7 @@ class Cascade:
         found, known = self._until("reranker", requests, trace)
         if self.calibrator is not None:
             with _timed(trace, "calibrator"):
-                chance = self.calibrator.probability(found.source["ranker"])
+                chance = self.calibrator.probability(found.source["ranker"], **self.field_ids(found.ids))
                 found = Candidates(found.ids, found.scores, found.mask, {**found.source, "probability": chance})
         if self.reranker is not None:
             with _timed(trace, "reranker"):

@@ -150,7 +150,7 @@ def _schema(data: dict[str, Any], encoder: Any) -> Schema:
 
 
 def load(path: str | Path, *, trust: Sequence[str] = ()) -> Any:
-    """The model, or cascade, that was saved at `path`, ready to score raw rows exactly as in training.
+    """The model, cascade, encoder or calibrator that was saved at `path`, ready to score raw rows exactly as in training.
 
     Imports only ``recstack.*`` and the packages in `trust`, and no training code.
 
@@ -161,11 +161,11 @@ def load(path: str | Path, *, trust: Sequence[str] = ()) -> Any:
     kind = saved.meta.get("kind")
     if kind == "model":
         return load_model(saved, trust=trust)
-    if kind == "encoder":
-        return bundle.resolve(saved.piece("encoder").class_path).from_piece(saved.piece("encoder"))
+    if kind in ("encoder", "calibrator"):
+        return bundle.resolve(saved.piece(kind).class_path, trust).from_piece(saved.piece(kind))
     if kind == "cascade":
         return bundle.resolve(saved.piece("cascade").class_path, trust).from_bundle(saved, trust=trust)
-    raise BundleError(f"{str(path)!r} holds a {kind!r}, not a model, encoder or cascade.")
+    raise BundleError(f"{str(path)!r} holds a {kind!r}, not a model, encoder, calibrator or cascade.")
 
 
 def load_model(saved: bundle.Bundle, prefix: str = "", trust: Sequence[str] = (), encoder: Any = None) -> Any:
@@ -191,7 +191,9 @@ class Model(Saved, nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ()
     trainer: ClassVar[dict[str, Any]] = {}  # options of rs.Trainer that the paper chose; `fit` takes them as defaults
-    ends_in_heads: ClassVar[bool] = True  # False: logits are changed after `self.heads`, so the model is no trunk of another
+    ends_in_heads: ClassVar[bool] = (
+        True  # False: logits are changed after `self.heads`, so the model is no trunk of another
+    )
     gradients: ClassVar[bool] = True  # False: learns in one go by a `fit` of its own (trees), and no Trainer trains it
     fitted = False  # set by the Trainer and by loading; a cascade trains only what is not
     trained: Any = None  # the FitResult of the last `fit`

@@ -43,7 +43,9 @@ def score(
         known[f"score_{name}"] = scores[name]
         out |= scores
     if cascade.calibrator is not None:
-        out["probability"] = cascade.calibrator.probability(out["ranker"])
+        field = cascade.field_ids(ids)
+        own = (items or {}).get(cascade.calibrator.field)
+        out["probability"] = cascade.calibrator.probability(out["ranker"], **(field if own is None else {"field": own}))
     return out
 
 
