@@ -971,7 +971,6 @@ CASES = [
             "gate_dropout": 0.1,
             "norm": "batch",
             "dropout": 0.1,
-            "detach": ("stay",),
             "history": "attention",
         },
         testing.schema(tasks=MANY),

@@ -26,7 +26,8 @@ class STEM(MultiTask):
 
     sg stops the gradient: the loss of task a moves no embedding of task b, exactly. Experts of all streams
     ``[R, L, T m + s, H]`` are computed together. There are T + 1 tables for T tasks: `task_specific_fields` keeps them
-    for some fields, and the others have the shared table alone. Departs from the paper: one level.
+    for some fields, and the others have the shared table alone. No task can be detached: its tables would learn from
+    nobody. Departs from the paper: one level.
 
     Args:
         schema: a fitted schema; one task is allowed.
@@ -40,7 +41,6 @@ class STEM(MultiTask):
         gate_dropout: chance that an expert is out for a row and a task while training, against gates that collapse.
         norm: "batch", "layer" or None, in the towers.
         dropout: in experts and towers.
-        detach: tasks whose loss does not reach below their tower.
         history: how histories become vectors: "mean", "attention", ...
 
     Raises:
@@ -72,7 +72,6 @@ class STEM(MultiTask):
         gate_dropout: float = 0.0,
         norm: str | None = None,
         dropout: float = 0.0,
-        detach: Sequence[str] = (),
         history: str = "mean",
     ):
         if min(shared, specific) < 1 or not hidden:
@@ -89,7 +88,7 @@ class STEM(MultiTask):
         self.experts = Experts(width, hidden, tasks * specific + shared, dropout, each=True)
         self.gate_networks = Experts(width, gate_hidden, tasks, each=True)
         self.gates = Gates(self.gate_networks.width, self.experts.experts, tasks, gate_dropout, each=True)
-        self.towers_on(hidden[-1], towers, norm=norm, dropout=dropout, detach=detach)
+        self.towers_on(hidden[-1], towers, norm=norm, dropout=dropout)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         own, shared = self._streams(batch)  # [R, L, T, W], [R, L, 1, W]
