@@ -1,22 +1,19 @@
-"""What only a known truth can tell: conversions of rows that nobody clicked, orders still to come, clicks without their position.
+"""Clicks without their position, and ratings that nobody chose to give: what only a known truth, or a random test, can tell.
 
     python benchmarks/known_truth.py            # what --out does not hold yet, then the tables
     python benchmarks/known_truth.py --table    # trains nothing, draws the tables into docs/benchmarks.md
 
-conversion: who would order, given a click, on *all* impressions. A simulated market (1,000 users, 400 items, 150,000 impressions,
-    20 % clicked, of these 30 % ordered) whose policy knows its users, so that clicks are a biased sample. "naive" learns
-    conversions from clicked rows, beside clicks; ESMM and ESCM2 as published; all with embeddings of 16 and a tower of 64-32 a task.
-delay: orders come three days after the click on average, the log is read on day 10 of 14, and the last four days are the test. "naive"
-    takes what has not been ordered yet for not ordered, "mature" sees what will have come, which nobody has at that time.
-position: the market's clicks fall as 1 / position. "ignored" reads no position, "feature" reads it and is asked for position 1,
-    "WatchNext" gives it to the shallow tower. Held against the chance of a click where the item is looked at.
+position: a simulated market (1,000 users, 400 items, 150,000 impressions in lists of 10, 10 % clicked) whose policy puts first what it
+    thinks best, and whose clicks fall as 1 / position. "ignored" reads no position, "feature" reads it as any other and is asked for
+    position 1, "shallow tower" is WatchNext's. Held against the chance of a click where the item is looked at, on the last 30 % of the
+    rows: AUC counts a row as that share of a positive, so even the truth, the first line, has less than 1; "ratio" is the mean
+    prediction over the mean truth, "rmse" their distance.
 coat: Coat's ratings of 3 and more: trained on coats that people chose, measured on coats drawn at random. "IPS" weighs ratings by
-    the authors' inverse propensities, "ESCM2" learns its own on all 87,000 pairs; a tenth of the chosen is validation.
+    the authors' inverse propensities, ESCM2 learns its own on all 87,000 pairs; a tenth of the chosen is validation.
 
-In the simulated questions AUC holds the predicted probability against the true one: each row is that share of a positive. So even
-the truth has less than 1; its own AUC is the first line. "ratio" is the mean prediction over the mean truth, "rmse" their distance.
-The last tenth of the training rows is validation; the epoch of its best AUC (of "conversion": least logloss of the clicked rows), by
-labels as they are observed there, is kept. All models: Adam 1e-3, batch 1024, L2 on whole tables of 1e-3, at most 8 epochs (coat: 30), the run ending after two (five) without a better.
+The last tenth of the training rows is validation in "position"; the epoch of the best AUC there, of labels as they are observed, is
+kept. All models: Adam 1e-3, batch 1024, L2 on whole tables of 1e-3, at most 8 epochs (coat: 30), a run ending after two (five) without
+a better one. Conversions and delays are in conversion.py.
 """
 
 from __future__ import annotations
@@ -33,23 +30,13 @@ import polars as pl
 import torch
 
 import recstack as rs
-from recstack.data.delays import as_of
 from recstack.training.report import grid
 
 RESULTS = Path(__file__).parent / "results" / "known_truth.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- known truth: drawn by benchmarks/known_truth.py -->", "<!-- known truth: end -->"
-DAY = 86_400
-SIZE: dict[str, Any] = {
-    "users": 1000,
-    "items": 400,
-    "impressions": 150_000,
-    "ctr": 0.2,
-    "cart_rate": 0.5,
-    "order_rate": 0.6,
-}
-CLICK, ORDER = rs.Task("click"), rs.Task("order", given="click")
-ORDERED = rs.Task("ordered", product=("click", "order"))
+SIZE: dict[str, Any] = {"users": 1000, "items": 400, "impressions": 150_000, "eta": 1.0, "ctr": 0.1}
+CLICK = rs.Task("click")
 TRUTH = "the truth itself"
 TOWER: dict[str, Any] = {"dim": 16, "hidden": (64, 32)}
 
@@ -111,61 +98,8 @@ def parts(log: rs.Log, begin: int) -> tuple[rs.Log, rs.Log]:
     return log.select(rows[:cut]), log.select(rows[cut:begin])
 
 
-def conversion(seed: int, names: list[str]) -> dict[str, dict[str, float]]:
-    market = rs.simulator.simulate(**SIZE, seed=seed)
-    log = market.log([CLICK, ORDER, ORDERED]).with_histories()
-    begin = int(len(log) * 0.7)
-    train, valid = parts(log, begin)
-    test, truth = log.select(np.arange(begin, len(log))), market.truth.shown["convert"][begin:]
-    unlearned = rs.Task("order", given="click", weight=0.0)
-    made: dict[str, tuple[Any, list[rs.Task]]] = {
-        "naive": (shared, [CLICK, ORDER]),
-        "ESMM": (lambda s: rs.multitask.ESMM(s, **TOWER), [CLICK, unlearned, ORDERED]),
-        "ESCM2, IPS": (
-            lambda s: rs.multitask.ESCM2(s, method="ips", **TOWER),
-            [CLICK, rs.Task("order", given="click", weight=0.1), ORDERED],
-        ),
-        "ESCM2, DR": (
-            lambda s: rs.multitask.ESCM2(s, method="dr", **TOWER),
-            [CLICK, rs.Task("order", given="click", weight=0.1), ORDERED],
-        ),
-    }
-    out = {TRUTH: against(truth, truth)}
-    for name in names:
-        make, tasks = made[name]
-        model = fit(built(make, train, tasks, seed), train, valid, "order", seed, "logloss")
-        out[name] = against(model.score(test)["order"], truth)
-    return out
-
-
-def delay(seed: int, names: list[str]) -> dict[str, dict[str, float]]:
-    market = rs.simulator.simulate(**SIZE, order_delay=3.0, seed=seed)
-    now = 10 * DAY
-    begin = int((market.events["time"] <= now).sum())
-    waits = rs.Task("delay", kind="regression", given="order", weight=0)
-    seen = as_of(market.events, now)
-    mature = market.events.with_columns(delay=pl.lit(0.0))
-    test = rs.Log(mature, market.schema([CLICK, ORDER]), users=market.users, items=market.items).with_histories()
-    clicked = np.flatnonzero(market.events["click"].to_numpy() == 1)
-    clicked = clicked[clicked >= begin]
-    truth = market.truth.shown["convert"][clicked]
-    made: dict[str, tuple[Any, pl.DataFrame, list[rs.Task]]] = {
-        "naive": (shared, seen, [CLICK, ORDER]),
-        "DFM": (lambda s: rs.multitask.DFM(s, **TOWER), seen, [CLICK, ORDER, waits]),
-        "mature": (shared, mature.head(begin), [CLICK, ORDER]),
-    }
-    out = {TRUTH: against(truth, truth)}
-    for name in names:
-        make, events, tasks = made[name]
-        log = rs.Log(events, market.schema(tasks), users=market.users, items=market.items).with_histories()
-        train, valid = parts(log, begin)
-        model = fit(built(make, train, tasks, seed), train, valid, "order", seed)
-        out[name] = against(model.score(test.select(clicked))["order"], truth)
-    return out
-
-
 def position(seed: int, names: list[str]) -> dict[str, dict[str, float]]:
-    market = rs.simulator.simulate(**{**SIZE, "eta": 1.0, "ctr": 0.1}, seed=seed)
+    market = rs.simulator.simulate(**SIZE, seed=seed)
     log = market.log().with_histories()
     begin = int(len(log) * 0.7)
     train, valid = parts(log, begin)
@@ -176,7 +110,7 @@ def position(seed: int, names: list[str]) -> dict[str, dict[str, float]]:
     made: dict[str, tuple[Any, tuple[str, ...]]] = {
         "ignored": (watch(), ("position",)),
         "feature": (watch(), ()),
-        "WatchNext": (watch("position"), ()),
+        "shallow tower": (watch("position"), ()),
     }
     out = {TRUTH: against(truth, truth)}
     for name in names:
@@ -214,9 +148,7 @@ def coat(seed: int, names: list[str]) -> dict[str, dict[str, float]]:
 
 DIR: list[str | None] = [None]
 QUESTIONS: dict[str, tuple[Any, list[str]]] = {
-    "conversion": (conversion, ["naive", "ESMM", "ESCM2, IPS", "ESCM2, DR"]),
-    "delay": (delay, ["naive", "DFM", "mature"]),
-    "position": (position, ["ignored", "feature", "WatchNext"]),
+    "position": (position, ["ignored", "feature", "shallow tower"]),
     "coat": (coat, ["naive", "IPS", "ESCM2, IPS", "ESCM2, DR"]),
 }
 
