@@ -15,7 +15,7 @@ from torch import nn
 from worlds import Table, equal, weights, world
 
 from recstack.errors import ConfigError
-from recstack.training import Trainer, balance
+from recstack.training import Callback, Trainer, balance
 from recstack.training.balance.gradients import Place
 from recstack.training.balance.mgda import mgda
 from recstack.training.distributed import World
@@ -207,6 +207,20 @@ def test_weights_are_logged_with_the_losses(tmp_path, capsys):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert next(x for x in lines if x["event"] == "epoch")["weights"] == {"click": 1.0, "like": 0.25}
     assert "weights click 1, like 0.25" in capsys.readouterr().err
+
+
+def test_what_is_read_in_between_is_the_mean_since_the_last_time(monkeypatch):
+    seen = []
+
+    class Reader(Callback):
+        def on_read(self, at):
+            seen.append(at["weights"]["like"])
+
+    monkeypatch.setattr("recstack.training.trainer.READ_SECONDS", 0.0)  # after every step
+    options = {"epochs": 2, "progress": False, "callbacks": [Reader()]}
+    result = Trainer(Two(), balance=("scheduled", {"rates": {"like": 0.5}, "unit": "step"}), **options).fit(world(3))
+    assert seen == [1, 0.5, 0.25, 0.125, 0.0625, 0.03125]
+    assert result.epochs[1]["weights"] == {"click": 1, "like": pytest.approx(sum(seen[3:]) / 3)}
 
 
 class Apart(Two):
