@@ -291,14 +291,13 @@ def domains(found: dict[str, dict[int, dict[str, Any]]], tasks: list[str], first
     for d in places:
         cells = []
         for t, said in verdicts(found, best, tasks, d, "auc").items():
-            auc, gauc = (
-                _mean([r["test"][t].get(d, {}).get(m) for r in found[SINGLE].values()]) for m in ("auc", "gauc")
-            )
-            cells.append(
-                ""
-                if auc is None or said["gain"] is None
-                else f"{auc:.4f} / {gauc or float('nan'):.4f} ({said['gain']:+.4f}, {said['verdict']})"
-            )
+            of = lambda m, t=t, d=d: _mean([r["test"][t].get(d, {}).get(m) for r in found[SINGLE].values()])  # noqa: E731
+            if of("auc") is None or said["gain"] is None:
+                cells.append("")
+                continue
+            verdict = "" if said["noise"] is None else f", {said['verdict']}"  # of one seed there is none
+            pair = " / ".join(f"{v:.4f}" if v is not None else "–" for v in (of("auc"), of("gauc")))
+            cells.append(f"{pair} ({said['gain']:+.4f}{verdict})")
         lines.append(_row([d, f"{first['test'][tasks[0]][d]['rows']:,}", *cells]))
     return lines
 
