@@ -52,6 +52,7 @@ NEEDS = (
     "WatchNext",
 )  # a chain, delays or positions of tasks
 DIM, EPOCHS, PATIENCE, BATCH, RATE = 8, 10, 2, 2048, 2e-3
+FEW = 20  # positives, below which a cell of the grid says nothing and is left blank
 
 
 class Data(NamedTuple):
@@ -284,7 +285,7 @@ def domains(found: dict[str, dict[int, dict[str, Any]]], tasks: list[str], first
     places.sort(key=lambda d: -first["test"][tasks[0]][d]["rows"])
     lines = [
         "",
-        f"Task by domain, AUC / GAUC of single-task models, then the gain in AUC of {best}, best on validation:",
+        f"Task by domain, AUC / GAUC of single-task models, then the gain in AUC of {best}, best of the others on validation; cells of fewer than {FEW} positives are left blank:",
         "",
     ]
     lines += [_row(["domain", "rows", *tasks]), _row(["---"] * (2 + len(tasks)))]
@@ -292,7 +293,8 @@ def domains(found: dict[str, dict[int, dict[str, Any]]], tasks: list[str], first
         cells = []
         for t, said in verdicts(found, best, tasks, d, "auc").items():
             of = lambda m, t=t, d=d: _mean([r["test"][t].get(d, {}).get(m) for r in found[SINGLE].values()])  # noqa: E731
-            if of("auc") is None or said["gain"] is None:
+            few = first["test"][t].get(d, {}).get("positives", 0) < FEW
+            if few or of("auc") is None or said["gain"] is None:
                 cells.append("")
                 continue
             verdict = "" if said["noise"] is None else f", {said['verdict']}"  # of one seed there is none
