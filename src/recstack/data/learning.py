@@ -104,6 +104,7 @@ class Learning:
             assert isinstance(feature, Numeric)
             if (raw := column(feature)) is not None:
                 x = numbers(feature, raw)
+                x = x[~np.isnan(x)] if feature.learns_missing else x
                 if feature.transform is not None:
                     self._numbers[name].add(log1p(x) if feature.transform == "log" else x)  # type: ignore[union-attr]
 
@@ -368,7 +369,7 @@ def list_offsets(feature: Feature, raw: Raw) -> np.ndarray:
 
 
 def numbers(feature: Numeric, raw: Raw) -> np.ndarray:
-    """float64 [n], filled and finite."""
+    """float64 [n], filled and finite; NaN where the model learns what is missing."""
     if raw.offsets is not None or raw.kind in ("text", "time"):
         example = f", for example {raw.values[0]!r}" if len(raw.values) else ""
         raise SchemaError(f"Column {feature.name!r} holds {what(raw)}{example}, where a number is due.")
@@ -382,10 +383,10 @@ def numbers(feature: Numeric, raw: Raw) -> np.ndarray:
             raise SchemaError(
                 f'Column "{feature.name}" holds {n} null{"s" * (n > 1)}; give Numeric("{feature.name}", fill=...).'
             )
-        x = np.where(null, feature.fill, x)
-    if not np.isfinite(x).all():
+        x = x if feature.learns_missing else np.where(null, feature.fill, x)
+    if np.isinf(x).any():
         raise SchemaError(
-            f'Column "{feature.name}" holds {int((~np.isfinite(x)).sum())} infinite values; replace them by null or a number.'
+            f'Column "{feature.name}" holds {int(np.isinf(x).sum())} infinite values; replace them by null or a number.'
         )
     return x
 

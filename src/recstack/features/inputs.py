@@ -15,7 +15,7 @@ from recstack.features.columns import Batch, column, padded
 from recstack.features.tables import Ask, Cut, Tables, check_ids  # noqa: F401 (LightGCN checks its own)
 from recstack.nn.mlp import flat, linear
 from recstack.nn.names import ByName
-from recstack.nn.numbers import NUMBER_STD, NUMBERS
+from recstack.nn.numbers import NUMBER_STD, NUMBERS, Missing
 from recstack.nn.sequence import Pooling, pooling
 from recstack.nn.sequence.pooling import Mean, Sum
 from recstack.schema import (
@@ -202,6 +202,8 @@ class Inputs(nn.Module):
         self.tables = Tables(sizes, dims, arenas, std, {f.table_name: f for f in embedded})
         chosen = [f for f in schema.features if isinstance(f, Numeric) and f.embedding is not None]
         self.numbers = ByName({f.name: NUMBERS[f.embedding](dim if uniform else f.dim or dim, f.bins) for f in chosen})  # type: ignore[index]
+        learned = [f.name for f in schema.features if isinstance(f, Numeric) and f.learns_missing]
+        self.missing = ByName({name: Missing() for name in learned})
         self.poolings = ByName()
         request: dict[str, int] = {}
         candidate: dict[str, int] = {}
@@ -332,6 +334,8 @@ class Inputs(nn.Module):
         if isinstance(f, Hits):
             return derived.hit_numbers(derived.hits(batch, self.schema, f, lead or ()), f)
         value = column(batch, f.name)
+        if f.name in self.missing:
+            value = self.missing[f.name](value)
         if f.name in self.numbers:
             return self.numbers[f.name](value)
         if isinstance(f, Vector):

@@ -70,4 +70,15 @@ class PiecewiseLinear(nn.Module):
         return self.linear(self.encode(u))
 
 
+class Missing(nn.Module):
+    r"""What a number that is missing (NaN) stands for, learned: :math:`(1 - m) x + m v`, from v = 0; ``[...] → [...]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x.isnan(), self.value.to(x.dtype), x)
+
+
 NUMBERS = {"autodis": lambda width, bins: AutoDis(width), "piecewise": PiecewiseLinear}

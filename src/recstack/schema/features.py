@@ -178,6 +178,7 @@ class Text(Embedded):
 
 TRANSFORMS = ("log", "standard", "quantile", "bucketize")
 EMBEDDINGS = ("autodis", "piecewise")
+LEARNED = "learned"  # fill= of a Numeric whose nulls the model gives a value
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,8 @@ class Numeric(Embedded):
         transform: None; "log" (sign(x)·log(1+|x|), then standardised); "standard" (mean 0, deviation 1 on the training
             rows); "quantile" (the empirical distribution function, in [0, 1]); "bucketize" (equal-mass bins, embedded
             like a Categorical).
-        fill: the value that replaces nulls, before the transform; without it a null is an error.
+        fill: the value that replaces nulls, before the transform; "learned": the model learns one, after it. Without fill a
+            null is an error.
         bins: how many bins for "bucketize", how many quantiles for "quantile".
         powers: the powers fed to the model, (1, 2, 0.5) in YouTubeDNN; of the transformed value, sign kept.
         embedding: how the number becomes a vector of width `dim`. None: it stays a number, and models with fields of one
@@ -200,7 +202,7 @@ class Numeric(Embedded):
     kind: ClassVar[str] = "numeric"
 
     transform: str | None = None
-    fill: float | None = None
+    fill: float | str | None = None
     bins: int = 64
     powers: tuple[float, ...] = (1.0,)
     embedding: str | None = None
@@ -216,6 +218,9 @@ class Numeric(Embedded):
         _positive(self, "bins")
         object.__setattr__(self, "powers", tuple(float(p) for p in self.powers))
         self._check_embedding()
+        if isinstance(self.fill, str) and (self.fill != LEARNED or self.embedded):
+            what = "and of bins nothing can be learned" if self.fill == LEARNED else f"got {self.fill!r}"
+            raise SchemaError(f"Feature {self.name!r}: fill= is a number or {LEARNED!r}, {what}.")
         _no_table_without_buckets(self)
 
     def _check_embedding(self) -> None:
@@ -230,6 +235,11 @@ class Numeric(Embedded):
         if self.embedded or self.powers != (1.0,):
             what = 'transform="bucketize"' if self.embedded else "powers="
             raise SchemaError(f"Feature {self.name!r}: embedding={self.embedding!r} and {what} exclude each other.")
+
+    @property
+    def learns_missing(self) -> bool:
+        """Whether nulls reach the model, which learns what they stand for."""
+        return self.fill == LEARNED
 
     @property
     def embedded(self) -> bool:

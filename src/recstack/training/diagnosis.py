@@ -10,13 +10,20 @@ import torch
 from torch import Tensor, nn
 
 
+def _learned(model: nn.Module, name: str) -> bool:
+    """Whether the model learns what a missing number of this feature stands for."""
+    features = getattr(getattr(model, "schema", None), "features", ())
+    return any(f.name == name and getattr(f, "learns_missing", False) for f in features)
+
+
 def explain(model: nn.Module, batch: Any) -> str:
     """The first cause found: a feature of the batch, a parameter, or the module whose output is not finite."""
     if isinstance(batch, Mapping):
         for name, value in batch.items():
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 continue
-            bad = value.isinf() if name.endswith("@label") else ~value.isfinite()  # a label that is NaN is missing
+            missing = name.endswith("@label") or _learned(model, name)  # what is NaN there is missing, and may be
+            bad = value.isinf() if missing else ~value.isfinite()
             if bool(bad.any()):
                 row = int(bad.reshape(bad.shape[0], -1).any(1).nonzero()[0])
                 return f"{name!r} of the batch holds {value[row][bad[row]].reshape(-1)[0].item()} in row {row}; clean the column"
