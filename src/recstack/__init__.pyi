@@ -59,6 +59,7 @@ from .schema import Text as Text
 from .schema import Vector as Vector
 from .training import Trainer as Trainer
 from .training import balance as balance
+from .training.distillation import Distillation as Distillation
 from .training.report import evaluate_tasks as evaluate_tasks
 from .training.statistics import precise_statistics as precise_statistics
 

@@ -21,6 +21,7 @@ from recstack.losses.conversion import (
     fake_negative_weighted,
     inverse_propensity,
 )
+from recstack.losses.distillation import soft_bce, soft_cross_entropy
 from recstack.losses.histogram import expected_value, js, kl, spread, wasserstein
 from recstack.losses.imbalance import focal, ghm, gradient_counts
 from recstack.losses.joint import bce_pairwise, jrc
@@ -165,6 +166,8 @@ __all__ = [
     "pairwise_logistic",
     "product_logit",
     "sampled_softmax",
+    "soft_bce",
+    "soft_cross_entropy",
     "softmax",
     "spread",
     "triplet",

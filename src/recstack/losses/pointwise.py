@@ -21,21 +21,25 @@ def bce(
     where: Tensor | None = None,
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
+    prior: float = 0.5,
 ) -> Tensor:
     r"""Binary cross entropy of a logit; labels may be soft, between 0 and 1.
 
-    .. math:: -y' \log \sigma(s) - (1 - y') \log(1 - \sigma(s)), \qquad y' = (1 - \epsilon)\, y + \epsilon / 2
+    .. math:: -y' \log \sigma(s) - (1 - y') \log(1 - \sigma(s)), \qquad y' = (1 - \epsilon)\, y + \epsilon\, \pi
 
     `label_smoothing` :math:`\epsilon` (Szegedy et al., CVPR 2016, https://arxiv.org/abs/1512.00567) keeps logits small;
-    the probabilities that are learned are those of y', drawn towards ½. Raises ConfigError for one outside 0 to 1.
+    the probabilities that are learned are those of y', drawn towards the `prior` :math:`\pi`: with ½ and :math:`\epsilon` = 0.1 no
+    click is less likely than 5 %, with the share of clicks for prior their mean stays what it is. Raises ConfigError for
+    either outside 0 to 1.
 
     >>> score, label = torch.tensor([0.0, 3.0]), torch.tensor([1.0, float("nan")])
     >>> bce(score, label, where=label.isfinite())  # a missing label is a dead cell: log 2 is left
     tensor(0.6931)
     """
     check("bce", "label_smoothing", label_smoothing, 0, 1)
+    check("bce", "prior", prior, 0, 1)
     score, label, weight = clean(score, label, where, weight)
-    label = label * (1 - label_smoothing) + label_smoothing / 2
+    label = label * (1 - label_smoothing) + label_smoothing * prior
     return weighted_mean(F.binary_cross_entropy_with_logits(score, label, reduction="none"), weight)
 
 
