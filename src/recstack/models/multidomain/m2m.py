@@ -118,10 +118,11 @@ class M2M(MultiDomain):
         layers: list[Unit] = [layer(scenario) for layer in self.layers]
         if not one:
             return [self._read(rows[0][..., :cut], attention, layers)]
+        # split once, so that backward makes one gradient and not one per domain
+        units = [zip(weight.split(1), bias.split(1), strict=True) for weight, bias in (attention, *layers)]
         out = []
-        for i, x in enumerate(rows):
-            of = lambda unit: (unit[0][i : i + 1], unit[1][i : i + 1])  # noqa: B023, E731
-            out.append(self._read(x[..., :cut], of(attention), [of(unit) for unit in layers]).squeeze(0))
+        for x, first, *rest in zip(rows, *units, strict=True):
+            out.append(self._read(x[..., :cut], first, rest).squeeze(0))
         return out
 
     def _read(self, x: Tensor, attention: Unit, layers: list[Unit]) -> Tensor:
