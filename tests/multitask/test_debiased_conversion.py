@@ -86,6 +86,19 @@ def test_escm2_by_the_equation(method):
         torch.testing.assert_close(losses[name], plain[name])
 
 
+def test_a_longer_chain_is_as_likely_as_all_that_comes_before():
+    chain = (Task("click"), Task("cart", given="click"), Task("order", given="cart"))
+    model, _, batch = built("ips", chain, floor=0.01)
+    batch["cart@label"][0, 0] = torch.nan
+    logits, mask = model(batch), batch["@mask"]
+    click, cart, order = (batch[f"{name}@label"] for name in ("click", "cart", "order"))
+    live = mask & ((click == 0) | cart.isfinite())  # a cart that is not known yet hides whether the order is asked for
+    w, seen = batch["@weight"] * live, (cart == 1) & (click == 1) & live
+    ratio = seen / (logits["click"].sigmoid() * logits["cart"].sigmoid()).clamp(min=0.01)
+    error = F.binary_cross_entropy_with_logits(logits["order"], order, reduction="none")
+    torch.testing.assert_close(model.losses(batch)["order"], (w * ratio * error).sum() / w.sum())
+
+
 def test_no_gradient_goes_through_a_propensity_or_an_imputed_label():
     model, _, batch = built("dr")
     model.losses(batch)["order"].backward()
@@ -112,7 +125,7 @@ def test_conversions_are_measured_where_they_are_asked_for():
         model(batch)["order"][clicked], batch["order@label"][clicked], batch["@weight"][clicked], reduction="sum"
     )
     assert meters["order/logloss"].compute().item() == pytest.approx(
-        float(loss / batch["@weight"][clicked].sum()), rel=1e-4
+        (loss / batch["@weight"][clicked].sum()).item(), rel=1e-4
     )
 
 
