@@ -35,14 +35,14 @@ class CategoryCap(Rule):
 
     def __call__(self, candidates: Candidates, context: PageContext) -> Candidates:
         value = context.attribute_of(self.column, candidates.ids)
-        over = (_before(value.masked_fill(~candidates.mask, 0)) >= self.most) & (value != 0)
+        over = (before(value.masked_fill(~candidates.mask, 0)) >= self.most) & (value != 0)
         if self.strict:
             mask = candidates.mask & ~over
             candidates = Candidates(candidates.ids, candidates.scores, mask, candidates.source)
         return arrange(candidates, over.long())
 
 
-def _before(value: Tensor) -> Tensor:
+def before(value: Tensor) -> Tensor:
     """How many equal values stand before each place of its row [R, K]."""
     ordered, order = value.sort(dim=1, stable=True)
     place = torch.arange(value.shape[1])

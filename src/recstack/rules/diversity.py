@@ -12,7 +12,7 @@ import torch
 
 from recstack.candidates import Candidates
 from recstack.errors import ConfigError
-from recstack.rules.base import PageContext, Rule, arrange
+from recstack.rules.base import PageContext, Rule, greedy, picked
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,10 @@ class Diversity(Rule):
             raise ConfigError(f"Diversity needs a finite weight of at least 0; got {self.weight}.")
 
     def __call__(self, candidates: Candidates, context: PageContext) -> Candidates:
-        count, width = candidates.ids.shape
-        value, free = context.attribute_of(self.column, candidates.ids), candidates.mask.clone()
-        score = candidates.scores.clamp(-1e30, 1e30).nan_to_num(-1e30)
-        row, alike = torch.arange(count), torch.zeros(count, width)
-        rank = torch.arange(width).expand(count, width) + width  # behind the page, in the order they came
-        for place in range(min(context.k, width)):
-            pick = (score - self.weight * alike).masked_fill(~free, -torch.inf).argmax(1)
-            rank[row, pick] = torch.where(free[row, pick], place, rank[row, pick])  # nothing free: nothing changes
-            free[row, pick] = False
-            alike += (value == value[row, pick].unsqueeze(-1)) & (value != 0)
-        return arrange(candidates, rank)
+        value = context.attribute_of(self.column, candidates.ids)
+        score, alike = candidates.scores.clamp(-1e30, 1e30).nan_to_num(-1e30), torch.zeros(value.shape)
+
+        def take(pick: torch.Tensor) -> None:
+            alike.add_((value == picked(value, pick).unsqueeze(-1)) & (value != 0))
+
+        return greedy(candidates, context.k, lambda: score - self.weight * alike, take)

@@ -11,7 +11,7 @@ import torch
 
 from recstack.candidates import Candidates
 from recstack.errors import ConfigError
-from recstack.rules.base import PageContext, Rule, arrange
+from recstack.rules.base import PageContext, Rule, greedy, picked, scaled
 
 
 @dataclass(frozen=True)
@@ -41,34 +41,25 @@ class MMR(Rule):
             )
 
     def __call__(self, candidates: Candidates, context: PageContext) -> Candidates:
-        mask, (count, width) = candidates.mask, candidates.ids.shape
-        if not width:
-            return candidates
-        score = candidates.scores.clamp(-1e30, 1e30).nan_to_num(-1e30)  # infinite ones would scale to NaN
-        high = score.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
-        low = score.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
-        gain = self.relevance * torch.where(high > low, (score - low) / (high - low), 1.0)
+        count, width = candidates.ids.shape
+        gain, nearest = self.relevance * scaled(candidates), torch.zeros(count, width)
         if self.column is None:
             vectors = context.vectors_of(candidates.ids)
         else:
             value = context.attribute_of(self.column, candidates.ids)
-
-        row, free = torch.arange(count), mask.clone()
-        rank = torch.arange(width).expand(count, width) + width  # behind the page, in the order they came
-        nearest = torch.zeros(count, width)
         recent: list[torch.Tensor] = []
-        for place in range(min(context.k, width)):
-            worth = (gain - (1 - self.relevance) * nearest).masked_fill(~free, -torch.inf)
-            pick = worth.argmax(1)
-            rank[row, pick] = torch.where(free[row, pick], place, rank[row, pick])  # nothing free: nothing changes
-            free[row, pick] = False
+
+        def take(pick: torch.Tensor) -> None:
+            nonlocal nearest, recent
             if self.column is None:
-                likeness = (vectors @ vectors[row, pick].unsqueeze(-1)).squeeze(-1)
+                likeness = (vectors @ picked(vectors, pick).unsqueeze(-1)).squeeze(-1)
             else:
-                likeness = ((value == value[row, pick].unsqueeze(-1)) & (value != 0)).float()
-            if self.window is not None:
-                recent = [*recent[1 - self.window :], likeness] if self.window > 1 else [likeness]
+                likeness = ((value == picked(value, pick).unsqueeze(-1)) & (value != 0)).float()
+            if self.window is None:
+                nearest = torch.maximum(nearest, likeness) if recent else likeness
+                recent = [nearest]
+            else:
+                recent = [*recent[max(len(recent) + 1 - self.window, 0) :], likeness]
                 nearest = torch.stack(recent).amax(0)
-            else:
-                nearest = torch.maximum(nearest, likeness) if place else likeness
-        return arrange(candidates, rank)
+
+        return greedy(candidates, context.k, lambda: gain - (1 - self.relevance) * nearest, take)
