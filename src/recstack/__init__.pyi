@@ -62,6 +62,7 @@ from .training import balance as balance
 from .training.distillation import Distillation as Distillation
 from .training.report import evaluate_tasks as evaluate_tasks
 from .training.statistics import precise_statistics as precise_statistics
+from .training.transfer import transfer as transfer
 
 __version__: str
 

@@ -39,6 +39,12 @@ def vocabularies(schema: Any) -> dict[str, dict[str, Any]]:
     return {name: {"ids": size, "values": _values(encoder, name, size)} for name, size in learned.items()}
 
 
+def same_ids(schema: Any, name: str, old: Mapping[str, Any]) -> bool:
+    """Whether the ids that `vocabularies` told of mean the same in a schema that has as many or more; True where it has fewer."""
+    size = schema.feature(name).size
+    return size is None or size < old["ids"] or _values(schema.encoder, name, old["ids"]) == old["values"]
+
+
 def _values(encoder: Any, name: str, size: int) -> str:
     ids = np.unique(np.linspace(2, size - 1, 1000).astype(np.int64)) if size > 2 else np.zeros(0, np.int64)
     return hashlib.sha256(repr(encoder.decode(name, ids).tolist()).encode()).hexdigest()
