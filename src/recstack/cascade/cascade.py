@@ -218,7 +218,7 @@ class Cascade:
 
     def field_ids(self, ids: Tensor) -> dict[str, Tensor]:
         """What a calibrator by field asks of items: ``{"field": [...]}``, the column's ids; {} for others. Raises ConfigError."""
-        name = self.calibrator.field
+        name = None if self.calibrator is None else self.calibrator.field
         if name is None:
             return {}
         attributes = self.context(1).attributes
