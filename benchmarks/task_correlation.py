@@ -172,7 +172,7 @@ def figure(path: Path, out: Path) -> None:
         if by:
             axis.errorbar(list(by), [mean(v) for v in by.values()], spread, marker="o", capsize=3, label=name)
     axis.set(xlabel="correlation of the tasks", ylabel="mean squared error", xticks=CORRELATIONS)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, ncols=4, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0))
     fig.tight_layout()
     fig.savefig(out, metadata={"Date": None})
     plt.close(fig)
