@@ -9,12 +9,14 @@ what a rule did, :func:`apply` does so for several.
 `recstack.rules.bandits` holds bandits in closed form; `Explore` lets one of them fill places of the page.
 """
 
+from recstack.rules import bandits
 from recstack.rules.base import PageContext, Rule, Step, apply, cost, moved
 from recstack.rules.calibrated import Calibrated
 from recstack.rules.caps import CategoryCap
 from recstack.rules.coverage import Coverage, XQuAD
 from recstack.rules.diversity import Diversity
 from recstack.rules.dpp import DPP
+from recstack.rules.explore import Explore
 from recstack.rules.exposure import FairExposure
 from recstack.rules.fair_topk import FairTopK
 from recstack.rules.fairco import FairCo
@@ -31,6 +33,7 @@ __all__ = [
     "CategoryCap",
     "Coverage",
     "Diversity",
+    "Explore",
     "FairCo",
     "FairExposure",
     "FairTopK",
@@ -49,6 +52,7 @@ __all__ = [
     "Transform",
     "XQuAD",
     "apply",
+    "bandits",
     "cost",
     "moved",
 ]

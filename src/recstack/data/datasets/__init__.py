@@ -18,6 +18,7 @@ from recstack.data.datasets.libsvm import read_libsvm
 from recstack.data.datasets.lightgcn import lightgcn, read_adjacency
 from recstack.data.datasets.movielens import movielens_1m, movielens_1m_by_age, movielens_100k
 from recstack.data.datasets.ncf import ncf
+from recstack.data.datasets.open_bandit import open_bandit
 from recstack.data.datasets.s3rec import s3rec
 from recstack.data.datasets.sasrec import sasrec
 from recstack.data.datasets.xmrec import xmrec
@@ -38,6 +39,7 @@ __all__ = [
     "movielens_1m_by_age",
     "movielens_100k",
     "ncf",
+    "open_bandit",
     "read_adjacency",
     "read_letor",
     "read_libsvm",
