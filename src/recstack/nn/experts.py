@@ -51,12 +51,12 @@ class Experts(nn.Module):
             for weight in one:
                 nn.init.xavier_normal_(weight)
         self.norms = nn.ModuleList(_NORMS[norm](experts, h) if norm else nn.Identity() for h in hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.normed = nn.Dropout(dropout), norm is not None
 
     def forward(self, x: Sides, mask: Tensor | None = None) -> Tensor:
         """`mask [...]`: live rows, needed where batch statistics are and lists are padded."""
         if self.first is not None:
-            hidden = split_linear(self.first, x).unflatten(-1, (self.experts, -1))
+            hidden = self._active(split_linear(self.first, x)).unflatten(-1, (self.experts, -1))
         elif not len(self.norms):
             x = flat(x)
             return x if self.each else x.unsqueeze(-2).expand(*x.shape[:-1], self.experts, -1)
@@ -82,15 +82,19 @@ class Experts(nn.Module):
 
     def _product(self, i: int, x: Tensor) -> Tensor:
         rows = x.flatten(0, -3).transpose(0, 1)  # [E, N, I], and so are the results laid out
-        out = torch.baddbmm(self.biases[i].unsqueeze(1), rows, self.weights[i])
+        out = self._active(torch.baddbmm(self.biases[i].unsqueeze(1), rows, self.weights[i]))
         return out.transpose(0, 1).unflatten(0, x.shape[:-2])
+
+    def _active(self, x: Tensor) -> Tensor:
+        """Without a norm the ReLU is at once and in place: of many experts another copy is large, and its pages are slow."""
+        return x if self.normed else x.relu_()
 
     def _rest(self, hidden: Tensor) -> Tensor:
         """All after the first linear layer."""
         for i, norm in enumerate(self.norms):
             if i:
                 hidden = self._product(i if self.each else i - 1, hidden)
-            hidden = self.dropout(norm(hidden).relu())
+            hidden = self.dropout(norm(hidden).relu() if self.normed else hidden)
         return hidden
 
 

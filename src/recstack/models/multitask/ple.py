@@ -195,7 +195,7 @@ class _Level(nn.Module):
         if self.each:
             assert isinstance(x, Tensor)
             x_tasks, x_shared = x[..., :-1, :], x[..., -1:, :]
-            x_experts = x.index_select(-2, self.stream)
+            x_experts = x.movedim(-2, 0).index_select(0, self.stream).movedim(0, -2)  # as experts lay it out
         gate = self.gates(x_tasks)  # [..., T, m + s]
         # As weights of all experts, zero for those of other tasks: one product of a few larger matrices is much faster.
         mine = torch.eye(self.tasks, device=gate.device).unsqueeze(-1)  # [T, T, 1]
