@@ -224,8 +224,10 @@ def metric(name: str) -> Any:
     """A metric for validation: in lists the average over the orders of equal scores, which no order of rows can flatter."""
     from recstack.metrics import get
 
-    found = get(name)
-    return get(name, ties="average") if found.kind == "list" else found
+    found, base = get(name), name.partition("@")[0]
+    if found.kind != "list" or base == "pair_inversions":  # whose ties count half anyway
+        return found
+    return get(name, ties="pessimistic" if base == "err" else "average")  # err has no formula of the average
 
 
 @torch.no_grad()

@@ -6,16 +6,60 @@ cannot answer (one class only, no positives, no rows) is NaN with a warning, nev
 
 from __future__ import annotations
 
+from recstack.metrics import off_policy
 from recstack.metrics.auc import Coverage, GroupAUC, auc, auc_by_group, gauc, gauc_coverage
+from recstack.metrics.business import business
+from recstack.metrics.curves import (
+    Confusion,
+    Curve,
+    average_precision,
+    confusion,
+    gain_curve,
+    kolmogorov_smirnov,
+    lift,
+    partial_auc,
+    precision_recall_curve,
+    roc_curve,
+)
+from recstack.metrics.intervals import (
+    Comparison,
+    Groups,
+    Interval,
+    bootstrap,
+    bootstrap_mean,
+    bootstrap_ratio,
+    by_group,
+    compare,
+    holm,
+)
 from recstack.metrics.lists import hit_rate, mean_average_precision, mrr, ndcg, precision, recall
 from recstack.metrics.meters import Meter, PoolMeter, SumMeter
 from recstack.metrics.named import METRICS, Metric, get
-from recstack.metrics.pointwise import accuracy, calibration_ratio, logloss, mae, normalized_entropy, rmse
+from recstack.metrics.pages import (
+    coverage,
+    exposure_entropy,
+    gini,
+    intra_list_distance,
+    long_tail,
+    novelty,
+    personalisation,
+    popularity,
+    rank_biased_overlap,
+    serendipity,
+)
+from recstack.metrics.pictures import draw_curves
+from recstack.metrics.pointwise import accuracy, brier, calibration_ratio, logloss, mae, normalized_entropy, rmse
+from recstack.metrics.ranks import average_position, expected_reciprocal_rank, pair_inversions, rank_biased_precision
 
 __all__ = [
     "METRICS",
+    "Comparison",
+    "Confusion",
     "Coverage",
+    "Curve",
     "GroupAUC",
+    "Groups",
+    "Interval",
     "Meter",
     "Metric",
     "PoolMeter",
@@ -23,18 +67,50 @@ __all__ = [
     "accuracy",
     "auc",
     "auc_by_group",
+    "average_position",
+    "average_precision",
+    "bootstrap",
+    "bootstrap_mean",
+    "bootstrap_ratio",
+    "brier",
+    "business",
+    "by_group",
     "calibration_ratio",
+    "compare",
+    "confusion",
+    "coverage",
+    "draw_curves",
+    "expected_reciprocal_rank",
+    "exposure_entropy",
+    "gain_curve",
     "gauc",
     "gauc_coverage",
     "get",
+    "gini",
     "hit_rate",
+    "holm",
+    "intra_list_distance",
+    "kolmogorov_smirnov",
+    "lift",
     "logloss",
+    "long_tail",
     "mae",
     "mean_average_precision",
     "mrr",
     "ndcg",
     "normalized_entropy",
+    "off_policy",
+    "novelty",
+    "pair_inversions",
+    "partial_auc",
+    "personalisation",
+    "popularity",
     "precision",
+    "precision_recall_curve",
+    "rank_biased_overlap",
+    "rank_biased_precision",
     "recall",
     "rmse",
+    "roc_curve",
+    "serendipity",
 ]

@@ -50,7 +50,7 @@ def precision(
     def value(r: Ranked) -> Tensor:
         return (r.relevant * r.inside).sum(-1) / r.limit.squeeze(-1)
 
-    return _answer(value, score, label, where, weight, k, ties, n_positive, reduction)
+    return answer(value, score, label, where, weight, k, ties, n_positive, reduction)
 
 
 def recall(
@@ -74,7 +74,7 @@ def recall(
     def value(r: Ranked) -> Tensor:
         return (r.relevant * r.inside).sum(-1) / r.n_positive
 
-    return _answer(value, score, label, where, weight, k, ties, n_positive, reduction)
+    return answer(value, score, label, where, weight, k, ties, n_positive, reduction)
 
 
 def hit_rate(
@@ -97,7 +97,7 @@ def hit_rate(
     def value(r: Ranked) -> Tensor:
         return (r.first() * r.inside).sum(-1)
 
-    return _answer(value, score, label, where, weight, k, ties, n_positive, reduction)
+    return answer(value, score, label, where, weight, k, ties, n_positive, reduction)
 
 
 def mrr(
@@ -121,7 +121,7 @@ def mrr(
     def value(r: Ranked) -> Tensor:
         return (r.first() / r.rank * r.inside).sum(-1)
 
-    return _answer(value, score, label, where, weight, k, ties, n_positive, reduction)
+    return answer(value, score, label, where, weight, k, ties, n_positive, reduction)
 
 
 def mean_average_precision(
@@ -148,7 +148,7 @@ def mean_average_precision(
         total = (r.relevant * (1 + above) / r.rank * r.inside).sum(-1)
         return total / torch.minimum(r.limit.squeeze(-1), r.n_positive)
 
-    return _answer(value, score, label, where, weight, k, ties, n_positive, reduction)
+    return answer(value, score, label, where, weight, k, ties, n_positive, reduction)
 
 
 def ndcg(
@@ -162,12 +162,14 @@ def ndcg(
     n_positive: Tensor | None = None,
     reduction: str = "mean",
     gain: str = "exponential",
+    blank: float | None = None,
 ) -> Tensor:
     r"""Discounted cumulative gain over that of the ideal order of all positives, not only of those found.
 
     .. math:: \frac{\sum_{r \le k} G(y_r) / \log_2(1 + r)}{\max_{\mathrm{order}} \sum_{r \le k} G(y_r) / \log_2(1 + r)}
 
-    `gain` is "exponential", 2^y - 1, or "linear", y: for binary labels the same.
+    `gain` is "exponential", 2^y - 1, or "linear", y: for binary labels the same. `blank` is what a list with nothing relevant
+    counts; None leaves it out. LightGBM, XGBoost and allRank count 1, scikit-learn and TREC 0: say which.
 
     >>> ndcg(torch.tensor([[2.0, 1.0]]), torch.tensor([[0.0, 1.0]]), k=10)  # 1 / log2(3)
     tensor(0.6309, dtype=torch.float64)
@@ -178,7 +180,7 @@ def ndcg(
     def value(r: Ranked) -> Tensor:
         return (r.gain * r.discount(r.rank) * r.inside).sum(-1) / r.ideal
 
-    return _answer(value, score, label, where, weight, k, ties, n_positive, reduction, gain)
+    return answer(value, score, label, where, weight, k, ties, n_positive, reduction, gain, blank)
 
 
 class Ranked(NamedTuple):
@@ -217,7 +219,7 @@ def _log_binomial(n: Tensor, k: Tensor) -> Tensor:
     return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
 
 
-def _answer(
+def answer(
     value: Callable[[Ranked], Tensor],
     score: Tensor,
     label: Tensor,
@@ -228,7 +230,9 @@ def _answer(
     n_positive: Tensor | None,
     reduction: str,
     gain: str = "linear",
+    empty: float | None = None,
 ) -> Tensor:
+    """What every list metric does: rank, ask `value` of each list, and reduce; `empty` is that of lists with nothing relevant."""
     if score.shape != label.shape or not score.dim():
         raise DataError(
             f"Score has shape {list(score.shape)} and label {list(label.shape)}. Give lists of one shape, [..., L]."
@@ -244,9 +248,11 @@ def _answer(
     ranked = _rank(score, label, live, k, ties, n_positive, gain)
     each = torch.where((score.isnan() & live).any(-1), torch.nan, value(ranked))
     blank = ranked.n_positive == 0
+    if empty is not None:
+        each, blank = torch.where(blank & live.any(-1), empty, each), ~live.any(-1)
     if reduction == "none":
         return torch.where(blank, torch.nan, each)
-    weight = _list_weight(weight, live)
+    weight = list_weight(weight, live)
     sums = torch.stack([(weight * torch.where(blank, 0, each)).sum(), (weight * ~blank).sum()])
     if reduction == "sums":
         return sums
@@ -260,7 +266,8 @@ def mean_of_sums(total: Tensor, weight: Tensor) -> Tensor:
     return total / weight
 
 
-def _list_weight(weight: Tensor | None, live: Tensor) -> Tensor:
+def list_weight(weight: Tensor | None, live: Tensor) -> Tensor:
+    """[...]: the weight of each list."""
     if weight is None:
         return torch.ones(live.shape[:-1], dtype=torch.float64, device=live.device)
     weight = weight.double()

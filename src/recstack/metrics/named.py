@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from recstack.errors import ConfigError, unknown
-from recstack.metrics import lists, pointwise
+from recstack.metrics import curves, lists, pointwise, ranks
 from recstack.metrics.auc import auc, gauc
 from recstack.metrics.meters import Meter, PoolMeter, SumMeter
 
@@ -34,6 +34,11 @@ METRICS: dict[str, Entry] = {
     "calibration_ratio": Entry(pointwise.calibration_ratio, "pointwise", None, pointwise.CALIBRATION_RATIO),
     "mae": Entry(pointwise.mae, "pointwise", False, pointwise.MAE),
     "rmse": Entry(pointwise.rmse, "pointwise", False, pointwise.RMSE),
+    "brier": Entry(pointwise.brier, "pointwise", False, pointwise.BRIER),
+    "average_precision": Entry(curves.average_precision, "pointwise", True),
+    "partial_auc": Entry(curves.partial_auc, "pointwise", True),
+    "ks": Entry(curves.kolmogorov_smirnov, "pointwise", True),
+    "lift": Entry(curves.lift, "pointwise", True),
     "accuracy": Entry(pointwise.accuracy, "pointwise", True, pointwise.ACCURACY),
     "precision": Entry(lists.precision, "list", True),
     "recall": Entry(lists.recall, "list", True),
@@ -41,6 +46,10 @@ METRICS: dict[str, Entry] = {
     "mrr": Entry(lists.mrr, "list", True),
     "map": Entry(lists.mean_average_precision, "list", True),
     "ndcg": Entry(lists.ndcg, "list", True),
+    "err": Entry(ranks.expected_reciprocal_rank, "list", True),
+    "rbp": Entry(ranks.rank_biased_precision, "list", True),
+    "average_position": Entry(ranks.average_position, "list", False),
+    "pair_inversions": Entry(ranks.pair_inversions, "list", False),
 }
 
 
@@ -97,8 +106,9 @@ def get(name: str | Metric, **options: Any) -> Metric:
     >>> get("ndgc@10")
     Traceback (most recent call last):
     ...
-    recstack.errors.ConfigError: Unknown metric 'ndgc'. Did you mean 'ndcg'? Known: accuracy, auc, calibration_ratio, \
-gauc, hit_rate, logloss, mae, map, mrr, ndcg, normalized_entropy, precision, recall, rmse.
+    recstack.errors.ConfigError: Unknown metric 'ndgc'. Did you mean 'ndcg'? Known: accuracy, auc, \
+average_position, average_precision, brier, calibration_ratio, err, gauc, hit_rate, ks, lift, logloss, mae, map, mrr, \
+ndcg, normalized_entropy, pair_inversions, partial_auc, precision, rbp, recall, rmse.
     """
     if isinstance(name, Metric):
         return name

@@ -65,6 +65,7 @@ NORMALIZED_ENTROPY = Sums(lambda score, label: (_log_loss(score, label), label),
 CALIBRATION_RATIO = Sums(lambda score, label: (score.sigmoid(), label), _prediction_ratio)
 MAE = Sums(lambda score, label: ((score - label).abs(),), _mean)
 RMSE = Sums(lambda score, label: ((score - label).square(),), lambda weight, total: (total / weight).sqrt())
+BRIER = Sums(lambda score, label: ((score.sigmoid() - label).square(),), _mean)
 ACCURACY = Sums(lambda score, label: (_right(score, label),), _mean)
 
 
@@ -119,6 +120,15 @@ def rmse(score: Tensor, label: Tensor, *, where: Tensor | None = None, weight: T
     tensor(8.0000, dtype=torch.float64)
     """
     return RMSE.finish(*RMSE.add(score, label, where=where, weight=weight))
+
+
+def brier(score: Tensor, label: Tensor, *, where: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error of the probability; `calibration.brier` says what it is made of.
+
+    >>> brier(torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0]))
+    tensor(0.2500, dtype=torch.float64)
+    """
+    return BRIER.finish(*BRIER.add(score, label, where=where, weight=weight))
 
 
 def accuracy(score: Tensor, label: Tensor, *, where: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
