@@ -51,3 +51,17 @@ def test_with_no_vectors_at_all_the_rule_says_so(world):
         cascade = fitted(world, **stages)
         with pytest.raises(rs.ConfigError, match="This rule compares item vectors, and the page has none"):
             cascade.recommend(world[0].events["user_id"][0])
+
+
+def test_rules_are_told_what_users_met(world):
+    train, encoder = world
+    cascade = fitted(world)
+    cascade.rules = [rs.rules.Calibrated(0.01, "category"), rs.rules.Personalised(likeness=0.0)]
+    users = train.events["user_id"].unique().sort().head(3).to_list()
+    requests = cascade.requests([*users, -5])
+    history = cascade.context(5, requests).history
+    for row, user in zip(history, users, strict=False):
+        met = train.events.filter(train.events["user_id"] == user)["item_id"].unique().to_list()
+        assert row[row > 0].tolist() == sorted(encoder.encode_values("item_id", met).tolist())
+    assert not history[3].any()
+    assert [len(page) for page in cascade.recommend(users, k=5)] == [5, 5, 5]

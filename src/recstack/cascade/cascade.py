@@ -21,6 +21,7 @@ from recstack.data.truth import next_events
 from recstack.errors import ConfigError, DataError, unknown
 from recstack.features import tasks
 from recstack.fusion import Fusion
+from recstack.kernels.jagged import pad
 from recstack.models.base import Model, load_model
 from recstack.rules import PageContext, moved
 
@@ -460,7 +461,7 @@ class Cascade:
                 found = found.rescore(self.logits(model, batch, "reranker")[0], "reranker").top()
             if trace is not None:
                 trace["stages"].append(("reranker", found))
-        context = self.context(k)
+        context = self.context(k, requests)
         for rule in self.rules:
             name = type(rule).__name__
             with _timed(trace, name):
@@ -473,16 +474,22 @@ class Cascade:
             trace["stages"].append(("page", page))
         return page
 
-    def context(self, k: int) -> PageContext:
-        """What rules may know: item columns by id, and item vectors.
+    def context(self, k: int, requests: Requests | None = None) -> PageContext:
+        """What rules may know: item columns by id, item vectors, and the items that the requests' users have met.
 
         The vectors are those of the first retriever that has some, else the item embeddings of the first ranking stage.
         """
         catalog = self.encoder.catalog
         if self._attributes is None:
-            self._attributes = {n: v for n, v in catalog.batch(np.arange(catalog.size)).items() if v.dim() == 1}
+            columns = catalog.batch(np.arange(catalog.size)).items()
+            self._attributes = {n: v for n, v in columns if v.dim() == 1 or (v.dim() == 2 and not v.is_floating_point())}
         learned = next((r for r in self.retrievers if hasattr(r, "catalog_vectors")), None)
-        return PageContext(k, self._embeddings() if learned is None else learned.catalog_vectors(), self._attributes)
+        vectors = self._embeddings() if learned is None else learned.catalog_vectors()
+        history = None
+        if requests is not None and self.rules:
+            offsets, items = requests.seen
+            history = torch.from_numpy(pad(items, offsets)).long()
+        return PageContext(k, vectors, self._attributes, history)
 
     def _embeddings(self) -> Tensor | None:
         """``[N, D]`` by item id, of the first of ranker, pre-ranker and re-ranker that embeds the item key."""

@@ -68,7 +68,7 @@ def popularity(cascade: Cascade) -> Popularity:
 def popular_page(cascade: Cascade, popular: Popularity, requests: Requests, k: int) -> Candidates:
     """The most popular items that the user has not met, under the cascade's rules."""
     found = popular.recommend(requests, max(k, cascade.candidates))
-    context = cascade.context(k)
+    context = cascade.context(k, requests)
     for rule in cascade.rules:
         found = rule(found, context)
     return found.head(k)
