@@ -20,7 +20,21 @@ from recstack.schema import Schema, Task
 
 Batch = Mapping[str, Tensor]
 Logits = dict[str, Tensor]
-LISTS = ("bpr", "listnet", "pairwise_hinge", "pairwise_logistic", "sampled_softmax", "softmax")  # any label that orders
+LISTS = (  # any label that orders
+    "approx_ndcg",
+    "bpr",
+    "lambdaloss",
+    "lambdarank",
+    "listmle",
+    "listnet",
+    "neural_ndcg",
+    "p_listmle",
+    "pairwise_hinge",
+    "pairwise_logistic",
+    "sampled_softmax",
+    "softmax",
+    "softrank",
+)
 #: The losses that each kind of task may choose, its usual one first.
 LOSSES = {
     "binary": ("bce", "focal", "ghm", "fake_negative_weighted", "bce_pairwise", "jrc", "nce", *LISTS),

@@ -26,8 +26,9 @@ from recstack.losses.histogram import expected_value, js, kl, spread, wasserstei
 from recstack.losses.imbalance import focal, ghm, gradient_counts
 from recstack.losses.joint import bce_pairwise, jrc
 from recstack.losses.links import mixture_logit, product_logit
-from recstack.losses.listwise import listnet, softmax
-from recstack.losses.pairwise import bpr, pairwise_hinge, pairwise_logistic
+from recstack.losses.listwise import listmle, listnet, p_listmle, softmax
+from recstack.losses.ndcg import approx_ndcg, neural_ndcg, softrank
+from recstack.losses.pairwise import bpr, lambdaloss, lambdarank, pairwise_hinge, pairwise_logistic
 from recstack.losses.pointwise import bce, cross_entropy, huber, mae, mse, weighted_logistic
 from recstack.losses.sampled import (
     bpr_max,
@@ -52,6 +53,7 @@ from recstack.losses.similarity import (
 LOSSES: dict[str, Callable[..., Tensor]] = {
     loss.__name__: loss
     for loss in (
+        approx_ndcg,
         bce,
         bce_pairwise,
         bpr,
@@ -63,13 +65,19 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         jrc,
         js,
         kl,
+        lambdaloss,
+        lambdarank,
+        listmle,
         listnet,
         mae,
         mse,
+        neural_ndcg,
+        p_listmle,
         pairwise_hinge,
         pairwise_logistic,
         sampled_softmax,
         softmax,
+        softrank,
         wasserstein,
         weighted_logistic,
     )
@@ -77,7 +85,24 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 #: Those that compare the candidates of a list: of one candidate they say nothing, or less.
 OF_LISTS = frozenset(
     f.__name__
-    for f in (bce_pairwise, bpr, jrc, listnet, nce, pairwise_hinge, pairwise_logistic, sampled_softmax, softmax)
+    for f in (
+        approx_ndcg,
+        bce_pairwise,
+        bpr,
+        jrc,
+        lambdaloss,
+        lambdarank,
+        listmle,
+        listnet,
+        nce,
+        neural_ndcg,
+        p_listmle,
+        pairwise_hinge,
+        pairwise_logistic,
+        sampled_softmax,
+        softmax,
+        softrank,
+    )
 )
 # Arguments that come with the data.
 GIVEN = {"score", "label", "where", "weight", "log_q", "counts", "values", "user", "item", "user_ids", "item_ids"}
@@ -102,9 +127,10 @@ def get(loss: Choice, known: Mapping[str, Callable[..., Tensor]] = LOSSES) -> Ca
     >>> get("pairwise_logistics")
     Traceback (most recent call last):
     ...
-    recstack.errors.ConfigError: Unknown loss 'pairwise_logistics'. Did you mean 'pairwise_logistic'? Known: bce, \
-bce_pairwise, bpr, cross_entropy, fake_negative_weighted, focal, ghm, huber, jrc, js, kl, listnet, mae, mse, pairwise_hinge, \
-pairwise_logistic, sampled_softmax, softmax, wasserstein, weighted_logistic.
+    recstack.errors.ConfigError: Unknown loss 'pairwise_logistics'. Did you mean 'pairwise_logistic'? Known: \
+approx_ndcg, bce, bce_pairwise, bpr, cross_entropy, fake_negative_weighted, focal, ghm, huber, jrc, js, kl, \
+lambdaloss, lambdarank, listmle, listnet, mae, mse, neural_ndcg, p_listmle, pairwise_hinge, pairwise_logistic, \
+sampled_softmax, softmax, softrank, wasserstein, weighted_logistic.
     """
     if callable(loss):
         return loss
@@ -129,6 +155,7 @@ __all__ = [
     "OF_TOWERS",
     "OPTIONS",
     "agreement",
+    "approx_ndcg",
     "bce",
     "bce_pairwise",
     "bpr",
@@ -157,11 +184,16 @@ __all__ = [
     "jrc",
     "js",
     "kl",
+    "lambdaloss",
+    "lambdarank",
+    "listmle",
     "listnet",
     "mae",
     "mixture_logit",
     "mse",
     "nce",
+    "neural_ndcg",
+    "p_listmle",
     "pairwise_hinge",
     "pairwise_logistic",
     "product_logit",
@@ -169,6 +201,7 @@ __all__ = [
     "soft_bce",
     "soft_cross_entropy",
     "softmax",
+    "softrank",
     "spread",
     "triplet",
     "wasserstein",
