@@ -215,9 +215,9 @@ def test_what_cannot_be(monkeypatch, tmp_path):
     schema = large().schema
     with pytest.raises(rs.ConfigError, match="Did you mean 'lambdarank'"):
         large("lambdrank")
-    with pytest.raises(rs.ConfigError, match="no trees yet"):
+    with pytest.raises(rs.ConfigError, match="learned nothing yet"):
         large()(rows[0])
-    with pytest.raises(rs.ConfigError, match="no trees yet"):
+    with pytest.raises(rs.ConfigError, match="learned nothing yet"):
         large().save(tmp_path / "none")
     with pytest.raises(rs.ConfigError, match="leave out epochs="):
         large().fit(rows, epochs=2)

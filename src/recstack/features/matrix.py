@@ -33,9 +33,13 @@ class Matrix:
     the last of them was (`since`, 0 for the newest step). The value "unknown" hits nothing. A Hits is its statistics as they
     are; a Crossed is read as a list.
 
+    Args:
+        schema: a fitted one.
+        small: a table of fewer ids is a category.
+
     Attributes:
         numbers: names of the columns of `Table.numbers`.
-        categories: which of them are ids of a table of fewer than 256.
+        categories: which of them are ids of a table of fewer than `small`.
         ids: {name of a column of `Table.ids`: rows of its table}, the larger ones.
 
     >>> from recstack.schema import Categorical, History, Schema
@@ -50,8 +54,8 @@ class Matrix:
     [[[3.0, 4.0, 0.0, nan], [5.0, 4.0, 2.0, 1.0]]]
     """
 
-    def __init__(self, schema: Schema):
-        self.schema = schema.require_fitted()
+    def __init__(self, schema: Schema, small: int = SMALL):
+        self.schema, self.small = schema.require_fitted(), small
         self.numbers: list[str] = []
         self.categories: list[int] = []
         self.ids: dict[str, int] = {}
@@ -73,7 +77,7 @@ class Matrix:
                 self._id(f.name, f.size or 0)
 
     def _id(self, name: str, size: int) -> None:
-        if size < SMALL:
+        if size < self.small:
             self.categories.append(len(self.numbers))
             self.numbers.append(name)
         else:

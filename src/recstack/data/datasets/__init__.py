@@ -15,6 +15,7 @@ from recstack.data.datasets.frappe import frappe
 from recstack.data.datasets.kuairand import kuairand_pure
 from recstack.data.datasets.letor import letor, read_letor
 from recstack.data.datasets.libsvm import read_libsvm
+from recstack.data.datasets.lightgbm_example import lightgbm_example
 from recstack.data.datasets.lightgcn import lightgcn, read_adjacency
 from recstack.data.datasets.movielens import movielens_1m, movielens_1m_by_age, movielens_100k
 from recstack.data.datasets.ncf import ncf
@@ -22,6 +23,7 @@ from recstack.data.datasets.open_bandit import open_bandit
 from recstack.data.datasets.s3rec import s3rec
 from recstack.data.datasets.sasrec import sasrec
 from recstack.data.datasets.xmrec import xmrec
+from recstack.data.datasets.yandex2009 import yandex2009
 
 __all__ = [
     "About",
@@ -34,6 +36,7 @@ __all__ = [
     "frappe",
     "kuairand_pure",
     "letor",
+    "lightgbm_example",
     "lightgcn",
     "movielens_1m",
     "movielens_1m_by_age",
@@ -47,4 +50,5 @@ __all__ = [
     "s3rec",
     "sasrec",
     "xmrec",
+    "yandex2009",
 ]
