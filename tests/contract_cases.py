@@ -342,6 +342,20 @@ CASES = [
     ),
     Case(ranking.DCNv2, {"dim": 6, "hidden": (16, 8)}, band=0.9, exempt=SECOND, label="parallel"),
     Case(
+        ranking.NeuralLinear,
+        {
+            "dim": 6,
+            "hidden": (16, 4),
+            "history": "sum",
+            "trunk": partial(ranking.DCNv2, layers=1, hidden=(12,)),
+            "ridge": 0.5,
+            "prior": (3.0, 2.0),
+            "dropout": 0.1,
+        },
+        testing.schema(tasks=MANY),
+        band=0.7,
+    ),
+    Case(
         ranking.DCN,
         {"dim": 6, "layers": 2, "structure": "stacked", "hidden": (16, 8), "norm": "layer", "dropout": 0.1},
         testing.schema(tasks=MANY),
