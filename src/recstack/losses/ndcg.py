@@ -85,8 +85,8 @@ def softrank(
     ranks = length if k is None else min(length, k)
     chance = torch.zeros(*score.shape, ranks, dtype=score.dtype, device=score.device)
     chance[..., :1] = 1
-    for i in range(length):
-        pushed = beats[..., i, :].unsqueeze(-1)
+    for one in beats.unbind(-2):
+        pushed = one.unsqueeze(-1)
         lower = torch.cat([torch.zeros_like(chance[..., :1]), chance[..., :-1]], -1)
         chance = lower * pushed + chance * (1 - pushed)
     place = torch.arange(1, ranks + 1, dtype=score.dtype, device=score.device)
