@@ -8,7 +8,7 @@ from recstack import testing
 from recstack.models import multidomain, multitask, pre_ranking, ranking, reranking, retrieval
 from recstack.models.ranking.xdeepfm import xDeepFM
 from recstack.nn.sequence.target_attention import TargetAttention
-from recstack.schema import History, Task
+from recstack.schema import Categorical, History, Task
 from recstack.testing import Case
 
 FUNNEL = (
@@ -38,6 +38,7 @@ SECOND = {
     "arguments": "a second row, for what the first cannot reach",
     **dict.fromkeys(("compiled", "exported"), "the first row's operators, in another order"),
 }
+PLACED = testing.schema(tasks=FUNNEL).with_features(Categorical("place", "pair", size=6))
 IDS = testing.keys_only(testing.schema(), ("history",))
 
 
@@ -1086,6 +1087,52 @@ CASES = [
         },
         testing.schema(tasks=MANY),
         band=0.7,
+    Case(
+        ranking.PAL,
+        {
+            "dim": 6,
+            "hidden": (8,),
+            "position": ("place",),
+            "norm": "batch",
+            "dropout": 0.1,
+            "history": "attention",
+            "trunk": partial(ranking.DCNv2, layers=1, hidden=(12,)),
+        },
+        PLACED,
+        band=0.5,
+        unread=("place",),
+    ),
+    Case(
+        ranking.RegressionEM,
+        {
+            "dim": 6,
+            "hidden": (8,),
+            "position": ("place",),
+            "norm": "batch",
+            "dropout": 0.1,
+            "history": "attention",
+            "trunk": partial(ranking.DCNv2, layers=1, hidden=(12,)),
+        },
+        PLACED,
+        band=0.5,
+        unread=("place",),
+    ),
+    Case(
+        ranking.DLA,
+        {
+            "dim": 6,
+            "hidden": (8,),
+            "position": ("place",),
+            "clip": 9.0,
+            "norm": "batch",
+            "dropout": 0.1,
+            "history": "attention",
+            "trunk": partial(ranking.DCNv2, layers=1, hidden=(12,)),
+        },
+        PLACED,
+        band=0.5,
+        unread=("place",),
+    ),
     ),
     Case(
         multitask.ESMM,

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from recstack.errors import ConfigError, unknown
-from recstack.features import Inputs
-from recstack.features.inputs import column
+from recstack.errors import unknown
 from recstack.models.base import Model
+from recstack.models.position import ShallowTower, check_place
 from recstack.models.trunk import MultiTask
 from recstack.nn.experts import Experts
 from recstack.nn.gates import Gates, mixtures
-from recstack.nn.mlp import MLP, linear
-from recstack.schema import CANDIDATE_ROLES, History, Schema, is_embedded, is_multi
-
-UNKNOWN = 1  # the id of what is not in the vocabulary
+from recstack.nn.mlp import MLP
+from recstack.schema import Schema
 
 
 class WatchNext(MultiTask):
@@ -86,13 +82,7 @@ class WatchNext(MultiTask):
         trunk: Callable[..., Model] | None = None,
     ):
         for name in position:
-            if name not in schema.names:
-                raise unknown("position feature", name, schema.names)
-            f = schema.feature(name)
-            if not is_embedded(f) or is_multi(f) or isinstance(f, History):
-                raise ConfigError(
-                    f"Position {name!r} is a {type(f).__name__} without an id for what is unknown; declare it as a Categorical."
-                )
+            check_place(schema, name)
         super().__init__(schema.without(*position), dim, history, trunk, together=True)
         self.schema = schema  # of which the rest of the model reads all but the position
         for name in position_tasks or ():
@@ -101,7 +91,9 @@ class WatchNext(MultiTask):
         binary = [name for name in self.names if schema.task(name).kind == "binary"]
         self.biased = list(binary if position_tasks is None else position_tasks)
         self.shallow = (
-            _Position(schema, position, dim, len(self.biased), position_dropout) if position and self.biased else None
+            ShallowTower(schema, position, dim, len(self.biased), position_dropout)
+            if position and self.biased
+            else None
         )
         self.bottom = MLP(self.trunk.width, shared, norm=norm, dropout=dropout)
         self.experts = Experts(self.bottom.width, hidden, experts, dropout)
@@ -121,27 +113,3 @@ class WatchNext(MultiTask):
 def _sum(plus: Tensor | Mapping[str, Tensor] | None, more: Tensor | None, task: str) -> Tensor | None:
     one = plus[task] if isinstance(plus, Mapping) else plus
     return more if one is None else one if more is None else one + more
-
-
-class _Position(nn.Module):
-    """The shallow tower: a logit for each of K tasks, ``[R, L, K]``; in evaluation, where nothing is known, ``[1, 1, K]``."""
-
-    def __init__(self, schema: Schema, names: Sequence[str], dim: int, tasks: int, dropout: float):
-        super().__init__()
-        self.columns = {n: schema.feature(n).role in CANDIDATE_ROLES for n in names}
-        self.dropout = dropout
-        self.inputs = Inputs(Schema([schema.feature(n) for n in names]), dim)
-        self.layer = MLP(self.inputs.width(), (dim,))
-        self.out = linear(dim, tasks, bias=False)
-
-    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        ids: dict[str, Tensor] = {}
-        for name, of_candidate in self.columns.items():
-            if self.training:
-                known = column(batch, name)
-                out = torch.rand(known.shape, device=known.device) < self.dropout
-                ids[name] = known.masked_fill(out, UNKNOWN)
-            else:
-                size = (1, 1) if of_candidate else (1,)
-                ids[name] = torch.full(size, UNKNOWN, device=self.out.weight.device)
-        return self.out(self.layer(self.inputs(ids).flat()))
