@@ -53,6 +53,11 @@ def still(model):
         level.register_forward_pre_hook(settle)
 
 
+def undropped(model):
+    """FSCD's groups as in evaluation, so that two looks at a batch in training meet the same ones."""
+    model.gate.register_forward_pre_hook(lambda gate, _: gate.eval() and None)
+
+
 def edges(model):
     """LightGCN's graph: every third item of each user."""
     users, items = model.propagation.users, model.propagation.items
@@ -829,6 +834,37 @@ CASES = [
     ),
     Case(pre_ranking.COLD, {"dim": 6, "hidden": (16, 8)}, band=0.9, exempt=SECOND, label="gates"),
     Case(
+        pre_ranking.FSCD,
+        {
+            "dim": 6,
+            "hidden": (16, 8),
+            "cost": {**dict.fromkeys(testing.schema().names, 0.5), "watched": 2.0},
+            "strength": 1e-4,
+            "temperature": 0.3,
+            "keep": ("user_id", "likes", "age", "item_id", "genre", "price", "image", "hits", "watched"),
+            "gates": False,
+            "norm": None,
+            "dropout": 0.1,
+        },
+        band=0.9,
+        unread=("favourite", "hour", "title"),
+    ),
+    Case(pre_ranking.FSCD, {"dim": 6, "hidden": (16, 8)}, band=0.9, exempt=SECOND, prepare=undropped, label="gates"),
+    Case(
+        pre_ranking.IntTower,
+        {
+            "dim": 6,
+            "hidden": (12, 8),
+            "parts": 3,
+            "width": 5,
+            "contrast": 0.05,
+            "temperature": 0.3,
+            "dropout": 0.1,
+        },
+        band=0.9,
+        unread=("hits",),
+    ),
+    Case(
         multitask.MMoE,
         {
             "dim": 6,
@@ -1052,42 +1088,6 @@ CASES = [
         band=0.7,
     ),
     Case(
-        multitask.WatchNext,
-        {
-            "dim": 6,
-            "shared": (12,),
-            "experts": 3,
-            "hidden": (8,),
-            "towers": (6,),
-            "position": ("hour",),
-            "position_tasks": ("stay",),
-            "position_dropout": 0.2,
-            "gate_dropout": 0.2,
-            "norm": "batch",
-            "dropout": 0.1,
-            "detach": ("stay",),
-            "history": "attention",
-            "trunk": partial(ranking.DCNv2, layers=1, hidden=(12,)),
-        },
-        testing.schema(tasks=MANY),
-        band=0.7,
-        unread=("hour",),
-    ),
-    Case(
-        multitask.SharedBottom,
-        {
-            "dim": 6,
-            "hidden": (12, 8),
-            "towers": (8, 4),
-            "norm": "batch",
-            "dropout": 0.1,
-            "detach": ("stay",),
-            "history": "attention",
-            "trunk": partial(ranking.WideDeep, hidden=(12,)),
-        },
-        testing.schema(tasks=MANY),
-        band=0.7,
-    Case(
         ranking.PAL,
         {
             "dim": 6,
@@ -1133,6 +1133,42 @@ CASES = [
         band=0.5,
         unread=("place",),
     ),
+    Case(
+        multitask.WatchNext,
+        {
+            "dim": 6,
+            "shared": (12,),
+            "experts": 3,
+            "hidden": (8,),
+            "towers": (6,),
+            "position": ("hour",),
+            "position_tasks": ("stay",),
+            "position_dropout": 0.2,
+            "gate_dropout": 0.2,
+            "norm": "batch",
+            "dropout": 0.1,
+            "detach": ("stay",),
+            "history": "attention",
+            "trunk": partial(ranking.DCNv2, layers=1, hidden=(12,)),
+        },
+        testing.schema(tasks=MANY),
+        band=0.7,
+        unread=("hour",),
+    ),
+    Case(
+        multitask.SharedBottom,
+        {
+            "dim": 6,
+            "hidden": (12, 8),
+            "towers": (8, 4),
+            "norm": "batch",
+            "dropout": 0.1,
+            "detach": ("stay",),
+            "history": "attention",
+            "trunk": partial(ranking.WideDeep, hidden=(12,)),
+        },
+        testing.schema(tasks=MANY),
+        band=0.7,
     ),
     Case(
         multitask.ESMM,
@@ -1388,7 +1424,27 @@ CASES = [
     ),
     Case(
         reranking.PRM,
-        {"dim": 6, "width": 8, "layers": 1, "heads": 2, "hidden": 12, "max_list": 9, "history": "sum", "dropout": 0.2},
+        {
+            "dim": 6,
+            "encoder": "lite",
+            "width": 8,
+            "layers": 1,
+            "heads": 2,
+            "hidden": 12,
+            "kernel": 5,
+            "max_list": 9,
+            "history": "sum",
+            "dropout": 0.2,
+        },
+    ),
+    *(
+        Case(
+            reranking.PRM,
+            {"dim": 6, "encoder": kind, "width": 8, "heads": 2},
+            exempt={"arguments": "a second row, for what the first cannot reach"},
+            label=kind,
+        )
+        for kind in ("transformer", "dynamic_conv", "conv_seq2seq", "sru", "bigru")
     ),
     Case(
         retrieval.DSSM,

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from recstack.errors import ConfigError, unknown
-from recstack.features import Heads, Inputs
-from recstack.models.base import Model
+from recstack.features import Heads
+from recstack.models.feature_groups import ReadsGroups, linear_log  # noqa: F401 (a part of the paper)
 from recstack.nn.mlp import MLP, flat, linear, split_linear
-from recstack.schema import CANDIDATE_ROLES, Feature, Schema, is_embedded
+from recstack.schema import Schema
 
 
-class COLD(Model):
+class COLD(ReadsGroups):
     r"""A small network over all features that learns which groups of them are worth their price.
 
     .. math:: s = \sigma(W [e_1; \dots; e_m] + b), \qquad z = \mathrm{MLP}([s_1 e_1; \dots; s_m e_m])
@@ -29,6 +29,7 @@ class COLD(Model):
 
         scout = COLD(schema).fit(train)
         model = COLD(schema, keep=scout.select(valid, 8), gates=False).fit(train)
+        model = COLD(schema, keep=scout.select(valid, cost=milliseconds, budget=2.5), gates=False).fit(train)
 
     Without gates the request's share of the first layer is computed once per request. Given numbers pass through
     `linear_log`, which bounds them for 16-bit serving. Batches stay as they are; columns left out are not read.
@@ -68,25 +69,9 @@ class COLD(Model):
         norm: str | None = "batch",
         dropout: float = 0.0,
     ):
-        super().__init__(schema)
-        groups = list(dict.fromkeys(_group(f) for f in schema.fields))
-        for name in keep or ():
-            if name not in groups:
-                raise unknown("feature group", name, groups)
-        self.groups = tuple(g for g in groups if keep is None or g in keep)
-        self.of_candidates = {_group(f) for f in schema.fields if f.role in CANDIDATE_ROLES}
-        if self.of_candidates.isdisjoint(self.groups) and (self.of_candidates or not self.groups):
-            raise ConfigError("COLD needs a feature group of the items to tell them apart; name one in keep=.")
-        kept = [f.name for f in schema.fields if _group(f) in self.groups]
-        read = {*kept, *(name for f in schema.derived if f.name in kept for name in f.reads)}
-        read |= {name for h in schema.histories if h.name in read for name in h.of}
-        self.inputs = Inputs(schema.without(*(f.name for f in schema.fields if f.name not in read)), dim)
-        self.widths = {n: w for n, w in self.inputs.widths.items() if n in kept}  # request side first
-        self.plain = {n for n in kept if n in self.inputs.widths and _plain(schema.feature(n))}
+        super().__init__(schema, dim, keep)
         width = sum(self.widths.values())
         self.gate = linear(width, len(self.groups)) if gates else None
-        place = [self.groups.index(_group(schema.feature(n))) for n, w in self.widths.items() for _ in range(w)]
-        self.register_buffer("place", torch.tensor(place), persistent=False)  # [W]: the group of each column
         self.mlp = MLP(width, hidden, norm=norm, dropout=dropout)
         self.heads = Heads(schema, self.mlp.width)
 
@@ -95,15 +80,6 @@ class COLD(Model):
         if self.gate is not None:
             x = flat(x) * self._gates(x).index_select(-1, self.place)  # type: ignore[arg-type]
         return self.heads(self.mlp(x, batch.get("@mask")))
-
-    def _columns(self, batch: Mapping[str, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
-        slots = self.inputs(batch)
-        request, candidate = (
-            [linear_log(v) if n in self.plain else v for n, v in side.items() if n in self.widths]
-            for side in (slots.request, slots.candidate)
-        )
-        x = torch.cat(candidate, -1)
-        return (torch.cat(request, -1), x) if request else x
 
     def _gates(self, x: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         return split_linear(self.gate, x).sigmoid()  # type: ignore[arg-type]
@@ -133,25 +109,36 @@ class COLD(Model):
         mean = dict(zip(self.groups, (total / max(count, 1)).tolist(), strict=True))
         return dict(sorted(mean.items(), key=lambda pair: -pair[1]))
 
-    def select(self, rows: Any, groups: int) -> tuple[str, ...]:
-        """The names of the most important groups, for ``keep=``; at least one of them the items'."""
-        names = list(self.importance(rows))
-        best = names[:groups]
-        if self.of_candidates and self.of_candidates.isdisjoint(best):
-            best = [*best[:-1], next(n for n in names if n in self.of_candidates)]
-        return tuple(best)
+    def select(
+        self,
+        rows: Any,
+        groups: int | None = None,
+        *,
+        cost: Mapping[str, float] | None = None,
+        budget: float | None = None,
+        value: Mapping[str, float] | None = None,
+    ) -> tuple[str, ...]:
+        """The names of the groups to keep, for ``keep=``; at least one of them the items'.
 
+        Either the `groups` most important, or, exactly, those worth most together that cost at most `budget` together.
 
-def linear_log(x: Tensor) -> Tensor:
-    """x where ``|x| < 1``, else ``sign(x) · (log|x| + 1)``: continuous, with a continuous slope."""
-    size = x.abs()
-    return torch.where(size < 1, x, x.sign() * (size.clamp(min=1).log() + 1))
+        Args:
+            rows: a Log or Columns, over whose live rows gates are averaged.
+            groups: how many.
+            cost: {group: its price in any unit, from 0}, of every group.
+            budget: in the same unit.
+            value: {group: what it is worth}, in place of the mean gates, such as the drops of `rs.permutation_importance`; what is
+                worth 0 or less is left out. Gates are all above 0, so many cheap groups of no use can outweigh a good one.
 
-
-def _group(feature: Feature) -> str:
-    return getattr(feature, "group", None) or feature.name
-
-
-def _plain(feature: Feature) -> bool:
-    given = feature.kind in ("numeric", "vector") and not is_embedded(feature)
-    return given and getattr(feature, "embedding", None) is None
+        Raises:
+            ConfigError: not one of both, a group without a price, or a budget that pays for no group of the items.
+        """
+        if (groups is None) == (budget is None) or (cost is None) != (budget is None):
+            raise ConfigError("Select a number of groups (groups=), or what a budget pays for (cost= and budget=).")
+        worth = self.importance(rows) if value is None else value
+        for name in worth:
+            if name not in self.groups:
+                raise unknown("feature group", name, self.groups)
+        if budget is not None and cost is not None:
+            return self._affordable(worth, cost, budget)
+        return self._best(worth, groups)  # type: ignore[arg-type]
