@@ -90,7 +90,7 @@ def test_chances_add_up_over_what_is_allowed(bandit):
 
 
 @given(st.integers(0, 30), st.integers(0, 10**6), st.sampled_from([None, ARMS]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_sherman_morrison_is_the_full_inverse(n, seed, arms):
     bandit = LinUCB(D, arms=arms, ridge=0.5)
     for part in range(3):
@@ -179,17 +179,17 @@ def test_regret_grows_slower_than_by_chance(bandit):
     bandit, chance = copy(bandit), torch.Generator().manual_seed(0)
     rate, lost = torch.tensor([0.1, 0.3, 0.7, 0.5]), 0.0
     of_arm = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
-    for _ in range(30):
+    for _ in range(20):
         x = of_arm.expand(20, -1, -1) if bandit.arms is None else torch.ones(20, D)
         if isinstance(bandit, bandits.Counting):
             x, arm = None, torch.multinomial(bandit.probabilities(generator=chance)[0], 20, True, generator=chance)
         else:
-            arm = bandit.choose(x, generator=chance).arm
+            arm = bandit.scores(x, generator=chance).argmax(1)
         reward = torch.bernoulli(rate[arm], generator=chance)
         lost += float((0.7 - rate[arm]).sum())
         told = None if x is None else x[torch.arange(20), arm] if bandit.arms is None else x
         bandit.update(arm, reward, told)
-    assert lost / 600 < 0.2
+    assert lost / 400 < 0.2
 
 
 # -- in a page --------------------------------------------------------------------------------------------------------

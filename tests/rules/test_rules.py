@@ -360,9 +360,9 @@ LOOPS = {
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)
-@pytest.mark.parametrize("k", [1, 6, 12, 40])
+@pytest.mark.parametrize("k", [1, 6, 40])
 def test_a_rule_is_its_loop(rule, k):
-    for seed in range(3):
+    for seed in range(2):
         candidates, context = world(k=k, seed=seed)
         after = rule(candidates, context)
         for r in range(len(candidates)):
@@ -426,7 +426,7 @@ def test_a_rule_is_remembered(rule, tmp_path):
 
 
 @given(st.integers(0, 1000), st.integers(1, 9), st.integers(1, 12))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_only_what_was_proposed_is_shown_whatever_the_scores(seed, width, k):
     chance = torch.Generator().manual_seed(seed)
     candidates, context = world(rows=4, width=width, k=k, seed=seed)
