@@ -144,58 +144,77 @@ def _auc(
     if label.numel() and not (label.min() >= 0 and label.max() <= 1):
         wrong = label[(label < 0) | (label > 1)][0].item()
         raise DataError(f"AUC needs labels between 0 and 1, and {wrong:g} came. Choose mae or rmse for a regression.")
-    won, clicks, views = np.zeros(groups), np.zeros(groups), np.zeros(groups)
+    if _whole(score) and bool((weight == 1).all()) and bool(((label == 0) | (label == 1)).all()):
+        won, clicks, views = _counted(score, label, group, groups)
+    else:
+        won, clicks, views = _weighed(score, label, weight, group, groups)
     broken = np.zeros(groups, bool)
-    if len(label):
-        # A tie: equal scores in one group. Each wins over the negatives of its group below it, and half of its own.
-        home, up, down = _ties(score, label, weight, group)
-        begin = np.zeros(1, np.int64) if home is None else np.flatnonzero(np.diff(home, prepend=-1))
-        live = begin if home is None else home[begin]
-        below = np.cumsum(down) - down
-        below -= below[0] if home is None else np.repeat(below[begin], np.diff(begin, append=len(home)))
-        below += down / 2
-        below *= up
-        won[live], clicks[live], views[live] = (np.add.reduceat(x, begin) for x in (below, up, down))
-        if score.isnan().any():
-            lost = score.isnan().cpu().numpy()
-            broken[0 if group is None else group[lost]] = True
+    if score.isnan().any():
+        broken[0 if group is None else group[score.isnan().cpu().numpy()]] = True
     with np.errstate(divide="ignore", invalid="ignore"):
         value = np.where(broken | (clicks * views == 0), np.nan, won / (clicks * views))
     answer = (torch.from_numpy(x).to(score.device) for x in (value, clicks + views, clicks))
     return next(answer), next(answer), next(answer)
 
 
-def _ties(
-    score: Tensor, label: Tensor, weight: Tensor, group: np.ndarray | None
-) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """Of each tie, by group and score: (its group, the weight of its positives, that of its negatives)."""
-    first = np.ones(len(score), bool)
-    if _whole(score) and bool((weight == 1).all()) and bool(((label == 0) | (label == 1)).all()):
-        # Group, score and label fit into one number, and nothing has to be fetched from where it stood before.
-        packed = _key(score).astype(np.int64)
-        packed += 1 << 31
-        packed <<= 1
-        packed |= label.cpu().numpy().astype(np.int64)
-        if group is not None:
-            packed |= group << 33
-        packed.sort()
-        clicks = np.cumsum(packed & 1)
-        packed >>= 1
-        np.not_equal(packed[1:], packed[:-1], out=first[1:])
-        tie = np.flatnonzero(first)
-        end = np.append(tie[1:], len(first))
-        up = np.diff(clicks[end - 1], prepend=0).astype(np.float64)
-        return None if group is None else packed[tie] >> 32, up, (end - tie) - up
+def _counted(
+    score: Tensor, label: Tensor, group: np.ndarray | None, groups: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each group (pairs won, positives, negatives), of labels 0 and 1 that all weigh 1.
+
+    Group, score and label fit into one number, so nothing is fetched from where it stood before. In a tie negatives come
+    first: a positive has as many of them before it as it wins over, and those of its tie.
+    """
+    n = len(score)
+    packed = _key(score).astype(np.int64)
+    packed += 1 << 31
+    packed <<= 1
+    packed |= label.cpu().numpy().astype(np.int64)
+    if group is not None:
+        packed |= group << 33
+    packed.sort()
+    place = np.flatnonzero(packed & 1)
+    key = packed[place]
+    below = (place - np.arange(len(place))).astype(np.float64)
+    first = np.ones(len(key), bool)
+    first[1:] = key[1:] != key[:-1]
+    at, least = place[first], key[first] - 1
+    tied = np.flatnonzero((at > 0) & (packed[at - 1] == least))
+    half = np.zeros(len(at))
+    half[tied] = (at[tied] - np.searchsorted(packed, least[tied])) / 2
+    below -= half[np.cumsum(first) - 1]
+    if group is None:
+        return np.array([below.sum()]), np.array([1.0 * len(place)]), np.array([1.0 * (n - len(place))])
+    home = key >> 33
+    clicks = np.bincount(home, minlength=groups).astype(np.float64)
+    views = np.bincount(group, minlength=groups) - clicks
+    below -= (np.cumsum(views) - views)[home]
+    return np.bincount(home, below, groups), clicks, views
+
+
+def _weighed(
+    score: Tensor, label: Tensor, weight: Tensor, group: np.ndarray | None, groups: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same of any weights and shares, as weights of pairs, positives and negatives."""
+    won, clicks, views = np.zeros(groups), np.zeros(groups), np.zeros(groups)
+    if not len(label):
+        return won, clicks, views
     order = sorted_by(score, group)
     ranked, total = score.cpu()[order].numpy(), weight.cpu()[order].numpy()
     positive = label.cpu()[order].numpy() * total
-    first[1:] = ranked[1:] != ranked[:-1]
-    home = None if group is None else group[order.numpy()]
-    if home is not None:
-        first[1:] |= home[1:] != home[:-1]
+    home = np.zeros(len(order), np.int64) if group is None else group[order.numpy()]
+    # A tie: equal scores in one group. Each wins over the negatives of its group below it, and half of its own.
+    first = np.ones(len(order), bool)
+    first[1:] = (ranked[1:] != ranked[:-1]) | (home[1:] != home[:-1])
     tie = np.flatnonzero(first)
-    up, down = np.add.reduceat(positive, tie), np.add.reduceat(total - positive, tie)
-    return None if home is None else home[tie], up, down
+    home, up, down = home[tie], np.add.reduceat(positive, tie), np.add.reduceat(total - positive, tie)
+    begin = np.flatnonzero(np.diff(home, prepend=-1))
+    below = np.cumsum(down) - down
+    below -= np.repeat(below[begin], np.diff(begin, append=len(home)))
+    pairs = up * (below + down / 2)
+    live = home[begin]
+    won[live], clicks[live], views[live] = (np.add.reduceat(x, begin) for x in (pairs, up, down))
+    return won, clicks, views
 
 
 def _whole(score: Tensor) -> bool:
