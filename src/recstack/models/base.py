@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recstack import bundle
+from recstack import bundle, losses
 from recstack.candidates import Candidates
 from recstack.errors import BundleError, ConfigError, DataError, SchemaError
 from recstack.features import tasks
@@ -580,6 +580,21 @@ class Reranker(Model):
     """Scores a list as a whole: `forward` reads ``[R, L]`` candidates with their ``@mask`` and gives logits ``[R, L]``."""
 
     needs: ClassVar[tuple[str, ...]] = ("item",)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The listwise softmax for binary tasks that name no loss (a list without a positive counts nothing), else the task's."""
+        return self.list_losses(self(batch), batch)
+
+    def list_losses(self, logits: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """`losses` of logits that are there already."""
+        out = {}
+        for task in self.schema.tasks:
+            if task.weight == 0:
+                continue
+            label, where, weight = tasks.target(batch, self.schema, task)
+            loss = losses.softmax if task.loss is None and task.kind == "binary" else tasks.loss(task)
+            out[task.name] = loss(logits[task.name], label, where=where, weight=weight) * task.weight
+        return out
 
 
 class CountedRetriever(Recommends):

@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from recstack import losses
-from recstack.features import Heads, Inputs, tasks
+from recstack.features import Heads, Inputs
 from recstack.models.base import Reranker
+from recstack.nn.lists import ListEncoder
 from recstack.nn.mlp import linear, split_linear
 from recstack.nn.sequence import Pooling
-from recstack.nn.sequence.transformer import TransformerLayer
 from recstack.schema import Schema
 
 
@@ -36,12 +35,15 @@ class PRM(Reranker):
     Args:
         schema: a fitted schema.
         dim: embedding width of ids.
-        width: of the transformer.
-        layers, heads: of the transformer; hidden: of its position-wise network.
+        encoder: "transformer", or another way in which the items see each other: "flattened", "lite", "light_conv",
+            "dynamic_conv", "conv_seq2seq", "sru", "bigru" (`nn.lists.ListEncoder`).
+        width: of the encoder.
+        layers, heads: of the encoder; hidden: of its position-wise network.
+        kernel: places that its convolutions look at.
         max_list: positions that have an embedding of their own; later ones share the last.
         history: how each history becomes one vector beside an item's others, as `features.Inputs` takes it: "mean",
             "sum", "max", "last", "attention" or a `Pooling` class.
-        dropout: in the transformer.
+        dropout: in the encoder.
 
     Pei et al., RecSys 2019, https://arxiv.org/abs/1904.06813
 
@@ -60,10 +62,12 @@ class PRM(Reranker):
         schema: Schema,
         *,
         dim: int = 16,
+        encoder: str = "transformer",
         width: int = 64,
         layers: int = 2,
         heads: int = 1,
         hidden: int = 128,
+        kernel: int = 3,
         max_list: int = 100,
         history: str | Callable[..., Pooling] = "mean",
         dropout: float = 0.1,
@@ -71,26 +75,12 @@ class PRM(Reranker):
         super().__init__(schema)
         self.inputs = Inputs(schema, dim, history=history)
         self.project = linear(self.inputs.width(), width)
-        self.positions = nn.Parameter(0.02 * torch.randn(max_list, width))
-        self.layers = nn.ModuleList(TransformerLayer(width, heads, hidden, dropout=dropout) for _ in range(layers))
+        self.encoder = ListEncoder(
+            encoder, width, layers, heads, hidden, kernel=kernel, max_list=max_list, dropout=dropout
+        )
         self.heads = Heads(schema, width)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         x = split_linear(self.project, self.inputs(batch).sides())  # [R, L, width]
-        place = torch.arange(x.shape[1], device=x.device).clamp(max=self.positions.shape[0] - 1)
         mask = batch.get("@mask", torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
-        x = (x + self.positions[place]) * mask.unsqueeze(-1)
-        for layer in self.layers:
-            x = layer(x, mask)
-        return self.heads(x)
-
-    def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The listwise softmax for binary tasks; lists without a positive count nothing."""
-        logits, out = self(batch), {}
-        for task in self.schema.tasks:
-            if task.weight == 0:
-                continue
-            label, where, weight = tasks.target(batch, self.schema, task)
-            loss = losses.softmax if task.loss is None and task.kind == "binary" else tasks.loss(task)
-            out[task.name] = loss(logits[task.name], label, where=where, weight=weight) * task.weight
-        return out
+        return self.heads(self.encoder(x, mask))
