@@ -65,3 +65,20 @@ def test_rules_are_told_what_users_met(world):
         assert row[row > 0].tolist() == sorted(encoder.encode_values("item_id", met).tolist())
     assert not history[3].any()
     assert [len(page) for page in cascade.recommend(users, k=5)] == [5, 5, 5]
+
+
+def test_rules_tell_what_they_moved_and_cost(world):
+    train, _ = world
+    cascade = fitted(world)
+    cascade.rules = [rs.rules.CategoryCap("category", 1), rs.rules.CategoryCap("category", 9)]
+    told = cascade.explain(train.events["user_id"][0], k=4)["stages"]
+    assert [stage["cost"] for stage in told if stage["name"] == "CategoryCap"][1] == 0  # the second one does nothing
+    told = [
+        stage for n, stage in enumerate(told) if stage["name"] != "CategoryCap" or told[n - 1]["name"] != "CategoryCap"
+    ]
+    stages = {stage["name"]: stage for stage in told}
+    rule, before = stages["CategoryCap"], stages["merged"]["items"]
+    assert [before[place]["item"] for place in rule["moved"]] == [row["item"] for row in rule["items"]]
+    assert rule["moved"][:4] != [0, 1, 2, 3]
+    assert 0 < rule["cost"] < 1
+    assert "cost" not in stages["merged"]

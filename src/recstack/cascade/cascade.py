@@ -23,7 +23,7 @@ from recstack.features import tasks
 from recstack.fusion import Fusion
 from recstack.kernels.jagged import pad
 from recstack.models.base import Model, load_model
-from recstack.rules import PageContext, moved
+from recstack.rules import PageContext, Step, cost, moved
 
 if TYPE_CHECKING:  # a log brings polars, which serving does without
     from recstack.data import Log
@@ -467,8 +467,10 @@ class Cascade:
             with _timed(trace, name):
                 before, found = found, rule(found, context)
             if trace is not None:
+                trace.setdefault("rules", {})[len(trace["stages"])] = Step(
+                    rule, moved(before, found), cost(before, found, k)
+                )
                 trace["stages"].append((name, found))
-                trace.setdefault("moved", {})[name] = moved(before, found)
         page = found.select(torch.arange(min(k, found.width)).expand(len(found), -1))
         if trace is not None:
             trace["stages"].append(("page", page))
@@ -482,7 +484,9 @@ class Cascade:
         catalog = self.encoder.catalog
         if self._attributes is None:
             columns = catalog.batch(np.arange(catalog.size)).items()
-            self._attributes = {n: v for n, v in columns if v.dim() == 1 or (v.dim() == 2 and not v.is_floating_point())}
+            self._attributes = {
+                n: v for n, v in columns if v.dim() == 1 or (v.dim() == 2 and not v.is_floating_point())
+            }
         learned = next((r for r in self.retrievers if hasattr(r, "catalog_vectors")), None)
         vectors = self._embeddings() if learned is None else learned.catalog_vectors()
         history = None
@@ -539,12 +543,13 @@ class Cascade:
     def explain(self, user: Any, k: int = 10, *, time: int | None = None) -> dict[str, Any]:
         """What every stage saw, scored and dropped for one user, and how long it took; `time` as in `recommend`.
 
-        Returns ``{"user", "page": [...], "stages": [{"name", "seconds", "kept", "dropped", "items": [...]}]}``.
+        Returns ``{"user", "page": [...], "stages": [{"name", "seconds", "kept", "dropped", "items": [...]}]}``; stages that
+        are rules also have "moved", the place before of each item, and "cost", the relevance they gave up (`rs.rules.cost`).
         """
         trace: Trace = {"stages": [], "seconds": {}}
         page = self.pages(self.requests([user], time), k, trace)
         stages, before = [], None
-        for name, found in trace["stages"]:
+        for place, (name, found) in enumerate(trace["stages"]):
             rows = self.rows(found)[0]
             here = {row["item"] for row in rows}
             parallel = name in self.names
@@ -553,6 +558,9 @@ class Cascade:
             by = "fusion" if name == "ranker" and self.fusion is not None else name
             items = [{"item": row["item"], "score": row["sources"].get(by, row["score"])} for row in rows]
             stages.append({"name": name, "seconds": seconds, "kept": len(rows), "dropped": dropped, "items": items})
+            if place in trace.get("rules", {}):
+                step: Step = trace["rules"][place]
+                stages[-1] |= {"moved": step.moved[0, : len(rows)].tolist(), "cost": float(step.cost[0])}
             if not parallel:
                 before = here
         return {"user": user, "page": self.rows(page)[0], "stages": stages}
