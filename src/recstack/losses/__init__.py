@@ -21,7 +21,7 @@ from recstack.losses.conversion import (
     fake_negative_weighted,
     inverse_propensity,
 )
-from recstack.losses.distillation import soft_bce, soft_cross_entropy
+from recstack.losses.distillation import rank_distillation, soft_bce, soft_cross_entropy, soft_list
 from recstack.losses.histogram import expected_value, js, kl, spread, wasserstein
 from recstack.losses.imbalance import focal, ghm, gradient_counts
 from recstack.losses.joint import bce_pairwise, jrc
@@ -110,8 +110,13 @@ GIVEN = {"score", "label", "where", "weight", "log_q", "counts", "values", "user
 OF_TOWERS: dict[str, Callable[..., Tensor]] = {
     loss.__name__: loss for loss in (cosine_contrastive, direct_au, nce, sampled_softmax, triplet)
 }
+#: Those that teach a list's order; a student chooses them by name.
+OF_TEACHERS: dict[str, Callable[..., Tensor]] = {loss.__name__: loss for loss in (rank_distillation, soft_list)}
 #: The options of each loss.
-OPTIONS = {name: frozenset(inspect.signature(loss).parameters) - GIVEN for name, loss in (LOSSES | OF_TOWERS).items()}
+OPTIONS = {
+    name: frozenset(inspect.signature(loss).parameters) - GIVEN - {"teacher"}
+    for name, loss in (LOSSES | OF_TOWERS | OF_TEACHERS).items()
+}
 
 Choice = str | tuple[str, Mapping[str, Any]] | Callable[..., Tensor]
 
@@ -152,6 +157,7 @@ def _named(loss: Any) -> tuple[str, Mapping[str, Any]]:
 __all__ = [
     "LOSSES",
     "OF_LISTS",
+    "OF_TEACHERS",
     "OF_TOWERS",
     "OPTIONS",
     "agreement",
@@ -197,9 +203,11 @@ __all__ = [
     "pairwise_hinge",
     "pairwise_logistic",
     "product_logit",
+    "rank_distillation",
     "sampled_softmax",
     "soft_bce",
     "soft_cross_entropy",
+    "soft_list",
     "softmax",
     "softrank",
     "spread",

@@ -50,6 +50,7 @@ from recstack.metrics.pages import (
 from recstack.metrics.pictures import draw_curves
 from recstack.metrics.pointwise import accuracy, brier, calibration_ratio, logloss, mae, normalized_entropy, rmse
 from recstack.metrics.ranks import average_position, expected_reciprocal_rank, pair_inversions, rank_biased_precision
+from recstack.metrics.stages import stage_ndcg, stage_recall
 
 __all__ = [
     "METRICS",
@@ -113,4 +114,6 @@ __all__ = [
     "rmse",
     "roc_curve",
     "serendipity",
+    "stage_ndcg",
+    "stage_recall",
 ]

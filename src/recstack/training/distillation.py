@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,12 +27,15 @@ class Distillation(nn.Module):
     Args:
         student: any model with tasks.
         teachers: {task: a trained model that has it}, such as the single-task models; or one model, for all tasks that both have.
-            They stand still. A teacher may read features that the student has not (privileged ones): then train
-            on Columns of the teacher's encoder.
+            Several in a sequence teach together: the mean of their logits. They stand still. A teacher may read features that
+            the student has not (privileged features distillation, Xu et al., KDD 2020, https://arxiv.org/abs/1907.05171, where
+            both learn at once): then train on Columns of the teacher's encoder.
         temperature: T.
         mix: λ, 0 to 1; 0 is the student alone.
         everywhere: the teacher is heard on every live row, also where the label is missing or its condition did not happen
             (a conversion that was not clicked), and not only where the task's own loss counts.
+        lists: "soft_list" or "rank_distillation", with options as in ``("soft_list", {"k": 10})``: binary tasks learn the teacher's
+            order of each request's candidates in place of its chances; of requests of one candidate soft_list says nothing.
 
     Raises:
         ConfigError: a task that either has not, or of another kind; a teacher without training, or whose ids mean other values.
@@ -52,25 +55,31 @@ class Distillation(nn.Module):
     def __init__(
         self,
         student: nn.Module,
-        teachers: Mapping[str, nn.Module] | nn.Module,
+        teachers: Mapping[str, nn.Module | Sequence[nn.Module]] | Sequence[nn.Module] | nn.Module,
         *,
         temperature: float = 1.0,
         mix: float = 0.5,
         everywhere: bool = False,
+        lists: loss_room.Choice | None = None,
     ):
         super().__init__()
         if not 0 <= mix <= 1 or not 0 < temperature < float("inf"):
             raise ConfigError(f"mix= is from 0 to 1 and temperature= above 0; got {mix} and {temperature}.")
         self.student, self.temperature, self.mix, self.everywhere = student, temperature, mix, everywhere
+        self.lists = None if lists is None else loss_room.get(lists, loss_room.OF_TEACHERS)
         own: Any = student
-        if isinstance(teachers, nn.Module):
-            theirs = {t.name for t in teachers.schema.tasks}  # type: ignore[union-attr]
-            teachers = {t.name: teachers for t in own.schema.tasks if t.name in theirs}
-        if not teachers:
+        if not isinstance(teachers, Mapping):
+            every = _together(teachers)
+            by_task = {t.name: tuple(m for m in every if t.name in _tasks(m)) for t in own.schema.tasks}
+            found = {name: some for name, some in by_task.items() if some}
+        else:
+            found = {name: _together(some) for name, some in teachers.items()}
+        if not any(found.values()):
             raise ConfigError("Distillation needs a teacher: {task: a trained model}, of tasks that the student has.")
-        for name, teacher in teachers.items():
-            _require_fit(name, teacher, own.schema)
-        vars(self)["teachers"] = dict(teachers)  # no part of the module: neither trained, counted nor saved
+        for name, some in found.items():
+            for teacher in some:
+                _require_fit(name, teacher, own.schema)
+        vars(self)["teachers"] = found  # no part of the module: neither trained, counted nor saved
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The student's own, those of taught tasks mixed with the distance to the teacher."""
@@ -82,15 +91,17 @@ class Distillation(nn.Module):
             hook.remove()
         logits = seen[0] if seen else self.student(batch)
         answers: dict[int, Any] = {}
-        for name, teacher in self.teachers.items():
-            if id(teacher) not in answers:
-                with torch.no_grad():
-                    answers[id(teacher)] = teacher.eval()(batch)
+        for name, teachers in self.teachers.items():
+            for teacher in teachers:
+                if id(teacher) not in answers:
+                    with torch.no_grad():
+                        answers[id(teacher)] = teacher.eval()(batch)
+            said = torch.stack([answers[id(teacher)][name] for teacher in teachers]).mean(0)
             task = self.schema.task(name)
             _, where, weight = tasks.target(batch, self.schema, task)
             if self.everywhere:
                 where = batch.get("@mask")
-            distance = self._distance(task)(logits[name], answers[id(teacher)][name], where=where, weight=weight)
+            distance = self._distance(task)(logits[name], said, where=where, weight=weight)
             soft = (
                 self.mix * distance * (task.weight or 1.0)
             )  # ESMM's conversion has no loss of its own, and may be taught
@@ -100,6 +111,9 @@ class Distillation(nn.Module):
     def _distance(self, task: Task) -> Callable[..., Tensor]:
         if task.kind in ("multiclass", "histogram"):
             return lambda s, t, **rows: loss_room.soft_cross_entropy(s, t, temperature=self.temperature, **rows)
+        if task.kind == "binary" and self.lists is not None:
+            order = self.lists
+            return lambda s, t, **rows: order(tasks.score(s, task), tasks.score(t, task), **rows)
         if task.kind == "binary":
             return lambda s, t, **rows: loss_room.soft_bce(
                 tasks.score(s, task), tasks.score(t, task), temperature=self.temperature, **rows
@@ -128,9 +142,17 @@ class Distillation(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         """Teachers go where the student goes."""
-        for teacher in {id(t): t for t in self.teachers.values()}.values():
+        for teacher in {id(t): t for some in self.teachers.values() for t in some}.values():
             teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+
+def _together(teachers: Any) -> tuple[Any, ...]:
+    return (teachers,) if isinstance(teachers, nn.Module) else tuple(teachers)
+
+
+def _tasks(model: Any) -> set[str]:
+    return {t.name for t in model.schema.tasks}
 
 
 def _require_fit(name: str, teacher: Any, schema: Any) -> None:
