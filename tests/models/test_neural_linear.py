@@ -80,5 +80,5 @@ def test_what_it_cannot_read_is_named(model):
         rs.ranking.NeuralLinear(model.schema, trunk=partial(rs.multitask.MMoE, hidden=(4,), towers=(3,)))
     with pytest.raises(ConfigError, match="positive ridge"):
         rs.ranking.NeuralLinear(model.schema, ridge=0.0)
-    with pytest.raises(ConfigError, match="'both' is not observed"):
+    with pytest.raises(ConfigError, match="Unknown observed task 'both'"):
         model.posterior("both")

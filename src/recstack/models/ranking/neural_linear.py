@@ -11,12 +11,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from recstack.errors import ConfigError
+from recstack.errors import ConfigError, unknown
 from recstack.features import Heads, tasks
 from recstack.models.base import Model
 from recstack.models.trunk import Plus, Trunk
 from recstack.nn.mlp import MLP
-from recstack.schema import Schema, Task
+from recstack.schema import Schema
 
 
 class NeuralLinear(Model):
@@ -119,12 +119,11 @@ class NeuralLinear(Model):
             sums.zero_()
         return self
 
-    def posterior(self, task: Task | str) -> tuple[Tensor, Tensor, float, float]:
+    def posterior(self, task: str) -> tuple[Tensor, Tensor, float, float]:
         """μ ``[width + 1]``, the lower Cholesky factor of Λ, a and b of one task. Raises ConfigError for one not observed."""
-        name = task if isinstance(task, str) else task.name
-        if name not in self.observed:
-            raise ConfigError(f"Task {name!r} is not observed; these are: {', '.join(self.observed) or 'none'}.")
-        i = self.observed.index(name)
+        if task not in self.observed:
+            raise unknown("observed task", task, self.observed)
+        i = self.observed.index(task)
         eye = torch.eye(self.gram.shape[-1], dtype=torch.float64, device=self.gram.device)
         factor = torch.linalg.cholesky(self.gram[i].double() + self.ridge * eye)
         mean = torch.cholesky_solve(self.cross[i].double().unsqueeze(-1), factor).squeeze(-1)
@@ -157,8 +156,6 @@ class NeuralLinear(Model):
     def _vectors(self, batch: Mapping[str, Tensor]) -> Tensor:
         """z, float64 ``[R, L, width + 1]``, as in evaluation."""
         was, _ = self.training, self.eval()
-        try:
-            z = self.hidden(batch)[0].double()
-        finally:
-            self.train(was)
+        z = self.hidden(batch)[0].double()
+        self.train(was)
         return torch.cat([z, torch.ones_like(z[..., :1])], -1)
