@@ -1440,11 +1440,51 @@ CASES = [
     *(
         Case(
             reranking.PRM,
-            {"dim": 6, "encoder": kind, "width": 8, "heads": 2},
+            {"dim": 6, "encoder": kind, "width": 8, "heads": 2, "dropout": 0.2},
             exempt={"arguments": "a second row, for what the first cannot reach"},
             label=kind,
         )
         for kind in ("transformer", "dynamic_conv", "conv_seq2seq", "sru", "bigru")
+    ),
+    Case(reranking.DLCM, {"dim": 6, "hidden": (12, 8), "width": 8, "history": "sum", "dropout": 0.1}),
+    Case(
+        reranking.SetRank,
+        {
+            "dim": 6,
+            "width": 8,
+            "layers": 1,
+            "heads": 2,
+            "induced": 3,
+            "max_list": 9,
+            "history": "sum",
+            "dropout": 0.2,
+        },
+    ),
+    Case(
+        reranking.GSF,
+        {"dim": 6, "group": 3, "strides": 2, "hidden": (12, 8), "history": "sum", "dropout": 0.1},
+    ),
+    Case(
+        reranking.PEAR,
+        {
+            "dim": 6,
+            "width": 8,
+            "layers": 1,
+            "heads": 4,
+            "hidden": 12,
+            "crosses": 1,
+            "list_weight": 0.3,
+            "max_list": 9,
+            "dropout": 0.2,
+        },
+    ),
+    Case(
+        reranking.MIR,
+        {"dim": 6, "width": 8, "heads": 2, "attention": 7, "hidden": (12, 8), "dropout": 0.1},
+    ),
+    Case(
+        reranking.Seq2Slate,
+        {"dim": 6, "width": 8, "places": 2, "max_list": 9, "history": "sum", "dropout": 0.2},
     ),
     Case(
         retrieval.DSSM,
