@@ -147,7 +147,8 @@ def template(name: str) -> str:
     """
     entry = catalog.model(name)
     cls = model_class(entry)
-    extra = EXTRA_DATA.get(entry.stage)
+    market = getattr(cls, "market", None)
+    extra = f"tasks: {market}" if market else EXTRA_DATA.get(entry.stage)
     lines = [
         f"# {entry.title}{f' ({entry.link})' if entry.link else ''}",
         "# Train it: recstack train THIS_FILE. Paths are seen from the folder where you run that.",

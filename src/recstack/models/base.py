@@ -194,6 +194,7 @@ class Model(Saved, nn.Module):
     ends_in_heads: ClassVar[bool] = (
         True  # False: logits are changed after `self.heads`, so the model is no trunk of another
     )
+    market: ClassVar[str | None] = None  # the simulator's tasks for a first try, where those of its stage would not do
     gradients: ClassVar[bool] = True  # False: learns in one go by a `fit` of its own (trees), and no Trainer trains it
     fitted = False  # set by the Trainer and by loading; a cascade trains only what is not
     trained: Any = None  # the FitResult of the last `fit`

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from recstack.data.delays import as_of
 from recstack.data.simulator.world import (
     AGES,
     COUNTRIES,
@@ -96,16 +97,17 @@ class Market:
         """The raw log.
 
         Args:
-            tasks: "click"; "funnel": click, cart and order given a click, and the products carted and ordered; or your
-                own.
+            tasks: "click"; "funnel": click, cart and order given a click, and the products carted and ordered; "steps": click,
+                cart and order, each on all rows; "delayed": click, order given a click, and its delay in days, as they
+                are known when the log ends (`data.delays.as_of`); or your own.
             lists: keep what was shown together as one request of `list_size` candidates; else each row stands alone.
         """
         from recstack.data.log import Log
 
-        request = "request" if lists else None
-        return Log(
-            self.events, self.schema(tasks), users=self.users, items=self.items, name="simulator", request=request
-        )
+        request, events = "request" if lists else None, self.events
+        if tasks == "delayed":
+            events = as_of(events, events["time"].max())
+        return Log(events, self.schema(tasks), users=self.users, items=self.items, name="simulator", request=request)
 
 
 TASKS: dict[str, tuple[Task, ...]] = {
@@ -116,6 +118,12 @@ TASKS: dict[str, tuple[Task, ...]] = {
         Task("order", given="click"),
         Task("carted", product=("click", "cart")),
         Task("ordered", product=("click", "order")),
+    ),
+    "steps": (Task("click"), Task("cart"), Task("order")),
+    "delayed": (
+        Task("click"),
+        Task("order", given="click"),
+        Task("delay", kind="regression", given="order", weight=0),
     ),
 }
 

@@ -62,6 +62,8 @@ class AITM(MultiTask):
     ['cart', 'click', 'order']
     """
 
+    market = "steps"
+
     def __init__(
         self,
         schema: Schema,

@@ -66,6 +66,8 @@ class DFM(MultiTask):
     ['click', 'delay', 'order']
     """
 
+    market = "delayed"
+
     def __init__(
         self,
         schema: Schema,

@@ -63,6 +63,8 @@ class NMTR(MultiTask):
     ['cart', 'click', 'order']
     """
 
+    market = "steps"
+
     needs: ClassVar[tuple[str, ...]] = ("user", "item")
 
     def __init__(
