@@ -15,6 +15,7 @@ from .dhen import DHEN as DHEN
 from .dien import DIEN as DIEN
 from .din import DIN as DIN
 from .dinbase import DINBase as DINBase
+from .dla import DLA as DLA
 from .dlrm import DLRM as DLRM
 from .dsin import DSIN as DSIN
 from .edcn import EDCN as EDCN
@@ -39,12 +40,15 @@ from .hstu import HSTU as HSTU
 from .latent_cross import LatentCross as LatentCross
 from .lr import LR as LR
 from .masknet import MaskNet as MaskNet
+from .neural_linear import NeuralLinear as NeuralLinear
 from .nfm import NFM as NFM
+from .pal import PAL as PAL
 from .pnn import IPNN as IPNN
 from .pnn import OPNN as OPNN
 from .pnn import KPNN as KPNN
 from .pnn import PIN as PIN
 from .rankmixer import RankMixer as RankMixer
+from .regression_em import RegressionEM as RegressionEM
 from .sdim import SDIM as SDIM
 from .sim import SIM as SIM
 from .stamp import STAMP as STAMP

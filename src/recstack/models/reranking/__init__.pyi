@@ -1,1 +1,9 @@
+from .ada_rank import AdaRank as AdaRank
+from .dlcm import DLCM as DLCM
+from .gsf import GSF as GSF
+from .lambda_mart import LambdaMART as LambdaMART
+from .mir import MIR as MIR
+from .pear import PEAR as PEAR
 from .prm import PRM as PRM
+from .seq2slate import Seq2Slate as Seq2Slate
+from .set_rank import SetRank as SetRank
