@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from recstack import testing
 from recstack.models.pre_ranking import IntTower
-from recstack.models.pre_ranking.inttower import LightSE
+from recstack.models.pre_ranking.inttower import _LightSE
 
 
 def test_a_part_of_a_user_looks_for_its_best_part_of_an_item():
@@ -25,7 +25,7 @@ def test_a_part_of_a_user_looks_for_its_best_part_of_an_item():
 
 
 def test_light_squeeze_and_excitation_by_hand():
-    block = LightSE(2)
+    block = _LightSE(2)
     torch.nn.init.normal_(block.score.bias)
     a, b = torch.tensor([[1.0, 3.0]]), torch.tensor([[4.0]])
     k = (block.score.weight @ torch.tensor([2.0, 4.0]) + block.score.bias).softmax(0)

@@ -11,7 +11,7 @@ from recstack import testing
 from recstack.errors import ConfigError
 from recstack.models.feature_groups import knapsack
 from recstack.models.pre_ranking import COLD, FSCD
-from recstack.models.pre_ranking.fscd import GroupDropout
+from recstack.models.pre_ranking.fscd import _GroupDropout
 from recstack.schema import Categorical, Numeric, Schema, Task
 
 
@@ -116,7 +116,7 @@ def test_fscd_by_the_equations():
 
 def test_relaxed_gates_are_open_as_often_as_their_chance_says():
     torch.manual_seed(0)
-    gate = GroupDropout(3, 0.05)
+    gate = _GroupDropout(3, 0.05)
     with torch.no_grad():
         gate.logit.copy_(torch.tensor([0.1, 0.5, 0.9]).logit())
     drawn = gate(torch.zeros(20_000, 7))

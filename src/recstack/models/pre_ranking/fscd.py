@@ -84,7 +84,7 @@ class FSCD(ReadsGroups):
         cost = dict.fromkeys(self.known, 1.0) if cost is None else cost
         check_costs(cost, self.known)
         self.cost, self.strength = [float(cost[name]) for name in self.groups], strength
-        self.gate = GroupDropout(len(self.groups), temperature) if gates else None
+        self.gate = _GroupDropout(len(self.groups), temperature) if gates else None
         self.mlp = MLP(sum(self.widths.values()), hidden, norm=norm, dropout=dropout)
         self.heads = Heads(schema, self.mlp.width)
 
@@ -115,7 +115,7 @@ class FSCD(ReadsGroups):
         return self._best(self.chances(), groups)
 
 
-class GroupDropout(nn.Module):
+class _GroupDropout(nn.Module):
     """Relaxed Bernoulli gates of learned chances, one draw for each row and group: ``[..., W] → [..., G]`` in float32."""
 
     def __init__(self, groups: int, temperature: float):

@@ -77,7 +77,7 @@ class IntTower(Model):
         self.inputs = Inputs(own, dim, std=0.02)
         self.user_fields = [n for n in self.inputs.widths if self.inputs.roles[n] in REQUEST]
         self.item_fields = [n for n in self.inputs.widths if self.inputs.roles[n] == "item"]
-        self.user_se, self.item_se = LightSE(len(self.user_fields)), LightSE(len(self.item_fields))
+        self.user_se, self.item_se = _LightSE(len(self.user_fields)), _LightSE(len(self.item_fields))
         widths = [self.inputs.width(*REQUEST), *hidden]
         self.user_layers = nn.ModuleList(
             MLP(a, (b,), dropout=dropout) for a, b in zip(widths[:-1], hidden, strict=True)
@@ -131,7 +131,7 @@ class IntTower(Model):
         )
 
 
-class LightSE(nn.Module):
+class _LightSE(nn.Module):
     r"""Fields ``[..., w_f]`` side by side, each times :math:`1 + \mathrm{softmax}(W \bar e + b)_f` of all fields' means."""
 
     def __init__(self, fields: int):
