@@ -106,7 +106,7 @@ class Market:
 
         request, events = "request" if lists else None, self.events
         if tasks == "delayed":
-            events = as_of(events, events["time"].max())
+            events = as_of(events, float(events["time"].to_numpy().max()))
         return Log(events, self.schema(tasks), users=self.users, items=self.items, name="simulator", request=request)
 
 
