@@ -1,1 +1,3 @@
 from .cold import COLD as COLD
+from .fscd import FSCD as FSCD
+from .inttower import IntTower as IntTower
