@@ -202,3 +202,16 @@ def test_candidates_of_blocks_of_other_widths_are_joined(fitted):
     some = Candidates(torch.tensor([[3, 4]]), torch.ones(1, 2))
     assert _wide(some.ids, 4).tolist() == [[3, 4, 0, 0]]
     assert _wide(some.ids, 1).tolist() == [[3]]
+
+
+def test_a_log_of_lists_is_read_row_by_row():
+    """Stages learn from lists that the cascade makes, whatever was shown together."""
+    log = rs.simulator.small(users=40, items=30, impressions=3000, lists=True)
+    train, valid, _ = rs.split.by_time(log)
+    encoder = rs.Encoder(train.schema).fit(train)
+    ranker = rs.ranking.LR(encoder.schema)
+    cascade = rs.Cascade([rs.retrieval.Popularity()], ranker=ranker, calibrator=rs.calibration.Platt())
+    cascade.fit(train, valid, options={"ranker": {"epochs": 1, "progress": False}})
+    assert train.request is not None
+    assert ranker.fitted
+    assert cascade.evaluate(valid).stages

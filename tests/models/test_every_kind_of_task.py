@@ -17,9 +17,9 @@ TASKS = (
     Task("watch", kind="histogram", bins=(0.0, 1.0, 2.5), weight=0.1),
     Task("stay", kind="regression", label="watch", loss="weighted_logistic", weight=0.1),
 )
-# Models of task graphs: without the names of their case's tasks, or, where a graph is all they are, not here.
+# Models of task graphs: without the names of their case's tasks, or, where a graph (or one output) is all they are, not here.
 UNNAMED = {"AITM": {"chain": (), "alpha": 0.0}, "DBMTL": {"parents": None}, "ESMM": {"direct": None}}
-GRAPHS = ("DFM", "ESCM2", "ESM2", "NMTR")
+GRAPHS = ("DFM", "ESCM2", "ESM2", "NMTR", "Seq2Slate")
 FIRST = {
     c.model: c
     for c in reversed(CASES)

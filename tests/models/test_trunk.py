@@ -25,6 +25,9 @@ NONE = (
     "xDeepFM",
     "FinalMLP",
     "FinalNet",
+    "PAL",
+    "RegressionEM",
+    "DLA",
 )  # shallow, trees, or logits of several parts
 TASKS = (Task("click"), Task("order", given="click", weight=0), Task("ordered", product=("click", "order")))
 DEEP = {c.model: c for c in CASES if c.model.__module__.startswith("recstack.models.ranking") and not c.label}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -143,7 +144,7 @@ class Cascade:
         options, status = options or {}, status or (lambda line: nullcontext())
         if self.encoder is None:
             self.encoder = train.schema.encoder or Encoder(train.schema).fit(train)
-        train = train.with_histories()
+        train, valid = _by_row(train.with_histories()), None if valid is None else _by_row(valid)
         todo = [n for n in LEARNED if getattr(self, n) is not None and not getattr(self, n).fitted]
         calibrate = self.calibrator is not None and not self.calibrator.state
         rest, after = train, valid
@@ -652,6 +653,15 @@ def _count_again(retrievers: Sequence[Any], columns: Columns, status: Callable) 
 def _retriever_options(retriever: Any, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     given = options.get(retriever.name, {})
     return {"progress": False, **given} if isinstance(retriever, Model) else {}
+
+
+def _by_row(log: Log) -> Log:
+    """The log with each row a request of its own: stages learn from lists that the cascade makes."""
+    if log.request is None:
+        return log
+    log = copy(log)
+    log.request = None
+    return log
 
 
 def _unclicked(columns: Columns, rows: np.ndarray, n: int) -> np.ndarray:
