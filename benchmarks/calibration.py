@@ -14,7 +14,6 @@ shift for each brand. "the truth itself" answers the probability by which the cl
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from functools import partial
@@ -130,18 +129,5 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    given = parser.parse_args()
-    if not given.table:
-        rows = [row for seed in given.seeds for row in run(seed)]
-        RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = table()
-    print(text)
-    pages.put(text, PAGE, BEGIN, END)
-
-
 if __name__ == "__main__":
-    main()
+    pages.by_seed(__doc__, run, table, RESULTS, PAGE, BEGIN, END)
