@@ -13,6 +13,8 @@ segment; the young mind prices more), items in categories and brands (which set 
   recent clicks say more about the next one than old clicks do.
 - **Conversions.** A click may become a cart (ten minutes later on average), a cart an order (`order_delay`). What is
   bought is not quite what is clicked, so the converted are a biased sample of the shown.
+- **Pages of your own.** `Truth.value` is the expected clicks of any page, `Truth.respond` plays it: clicks, whether the
+  user asks for another page, and the interest that is left.
 - **Options.** Several domains with turned taste and their own base rate; queries; ads that pay their bid per click
   until their budget is spent (noticed within 1024 requests); labels that are not mature when the log is read
   (`mature_days`; or, as zeros that may still become ones, ``data.delays.as_of``).
@@ -22,6 +24,6 @@ Requests are simulated in blocks of 1024 in the order of time: memory beside the
 """
 
 from recstack.data.simulator.market import Market, planted, simulate, small
-from recstack.data.simulator.world import MarketConfig, Truth
+from recstack.data.simulator.world import MarketConfig, Response, Truth
 
-__all__ = ["Market", "MarketConfig", "Truth", "planted", "simulate", "small"]
+__all__ = ["Market", "MarketConfig", "Response", "Truth", "planted", "simulate", "small"]

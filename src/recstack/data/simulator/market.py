@@ -18,6 +18,7 @@ from recstack.data.simulator.world import (
     Truth,
     domain_rates,
     domain_shares,
+    drifted,
     sigmoid,
 )
 from recstack.errors import unknown
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from recstack.data.log import Log
 
 BLOCK = 1024  # requests that are simulated together, in the order of time
-MEMORY = 0.3  # of the interest, at each request with clicks
 CARRY = 0.7  # of the interest, into the next session
 RECENT = 64  # clicked items that are not shown again
 CART_DELAY = 600.0  # mean, in seconds
@@ -263,9 +263,7 @@ def _play(truth: Truth, visits: Visits, rng: np.random.Generator) -> Shown:
             z = truth.logit("click", v.user[:, None], page, v.domain[:, None], h[:, None], query)
             y = rng.random(page.shape, np.float32) < examine * sigmoid(z)
             item[rows], logit[rows], click[rows], interest[rows] = page, z, y, h
-            clicks = y.sum(1, keepdims=True)
-            mean = np.einsum("al,ald->ad", y.astype(np.float32), truth.item[page]) / np.maximum(clicks, 1)
-            now[v.user] = np.where(clicks > 0, MEMORY * h + (1 - MEMORY) * mean, h)
+            now[v.user] = drifted(h, truth.item[page], y)
             logger.saw(v.user, page, y)
     return Shown(item, logit, click, interest, now)
 

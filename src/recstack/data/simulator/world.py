@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,6 +11,8 @@ from numpy.typing import ArrayLike
 from recstack.errors import ConfigError, unknown
 
 DIM = 8  # of the latent tastes
+MEMORY = 0.3  # of the interest, at each request with clicks
+PLEASES, ANNOYS = 0.5, 1.5  # in logits of staying: a click more than usual, an ad that is seen and not liked
 SEGMENTS = 8  # of users
 BRANDS = 5  # per category
 DAY = 86_400
@@ -119,6 +122,14 @@ def domain_rates(domains: int, last: float) -> np.ndarray:
     """Click rate of each domain over the market's, `last` that of the last over the first's."""
     rate = np.geomspace(1, last, domains)
     return rate / (domain_shares(domains) @ rate)
+
+
+class Response(NamedTuple):
+    """What users did with a page: click bool [n, k], stays bool [n], interest float32 [n, D] from now on."""
+
+    click: np.ndarray
+    stays: np.ndarray
+    interest: np.ndarray
 
 
 class Truth:
@@ -334,17 +345,13 @@ class Truth:
         by: str = "click",
     ) -> np.ndarray:
         """Expected clicks (or orders) of pages [n, k] shown to users [n]: [n]. Item -1 is an empty place."""
-        users, domain, query = _per_user(users, domain, query)
-        pages = np.asarray(pages)
-        item, live = np.maximum(pages, 0), pages >= 0
-        interest = None if interest is None else np.asarray(interest)[:, None]
-        query = None if query is None else query[:, None]
-        gain = self.click(users[:, None], item, domain[:, None], interest=interest, query=query)
+        gain, item, live = self._page(users, pages, domain, interest, query)
         if by == "order":
+            users, domain, _ = _per_user(users, domain, None)
             gain = gain * self.convert(users[:, None], item, domain[:, None])
         elif by != "click":
             raise unknown("gain", by, ("click", "order"))
-        return (gain * live * self.examine(np.arange(1, pages.shape[1] + 1))).sum(1)
+        return (gain * live * self.examine(np.arange(1, item.shape[1] + 1))).sum(1)
 
     def regret(
         self,
@@ -366,6 +373,67 @@ class Truth:
         earned = [self.value(users, p, domain, interest=interest, query=query, by=by) for p in (best, pages)]
         return earned[0] - earned[1]
 
+    def stays(
+        self,
+        users: ArrayLike,
+        pages: ArrayLike,
+        domain: ArrayLike = 0,
+        *,
+        interest: ArrayLike | None = None,
+        query: ArrayLike | None = None,
+    ) -> np.ndarray:
+        r"""Probability ``[n]`` that users ask for another page after pages ``[n, k]``: pleasing ones keep them, ads do not.
+
+        .. math:: \sigma\Big(\log 3 + \tfrac12 \sum_{k \text{ organic}} k^{-\eta} (p_k - \text{ctr})
+                  - \tfrac32 \sum_{k \text{ ad}} k^{-\eta} (1 - p_k)\Big)
+
+        with :math:`p_k` = P(click | examined), and ctr the market's. It is what `respond` plays by; visits of the log end by
+        chance, after four requests on average, whatever was shown. Arguments are those of `value`.
+        """
+        gain, item, live = self._page(users, pages, domain, interest, query)
+        seen = live * self.examine(np.arange(1, item.shape[1] + 1))
+        felt = np.where(self.ad[item], -ANNOYS * (1 - gain), PLEASES * (gain - self.config.ctr))
+        return sigmoid(np.log(3) + (seen * felt).sum(1))
+
+    def respond(
+        self,
+        users: ArrayLike,
+        pages: ArrayLike,
+        domain: ArrayLike = 0,
+        *,
+        interest: ArrayLike | None = None,
+        query: ArrayLike | None = None,
+        seed: int | np.random.Generator = 0,
+    ) -> Response:
+        """What users do with pages: clicks, whether they stay, and the interest that their clicks leave behind.
+
+        Clicks are drawn with k^-eta · P(click | examined), independently, whose expected sum is `value`; staying is drawn with
+        `stays`. Arguments are those of `value`; give a Generator as the seed to play page after page.
+
+        >>> from recstack.data.simulator import simulate
+        >>> truth = simulate(users=20, items=50, impressions=1000, ads=0.2).truth
+        >>> first = truth.respond([3, 4], truth.best_page([3, 4], k=5), seed=1)
+        >>> first.click.shape, first.stays.shape, first.interest.shape
+        ((2, 5), (2,), (2, 8))
+        """
+        rng = np.random.default_rng(seed)
+        gain, item, live = self._page(users, pages, domain, interest, query)
+        click = rng.random(item.shape) < gain * live * self.examine(np.arange(1, item.shape[1] + 1))
+        stays = rng.random(len(item)) < self.stays(users, pages, domain, interest=interest, query=query)
+        before = np.zeros((len(item), DIM), np.float32) if interest is None else np.asarray(interest, np.float32)
+        return Response(click, stays, drifted(before, self.item[item], click))
+
+    def _page(
+        self, users: ArrayLike, pages: ArrayLike, domain: ArrayLike, interest: ArrayLike | None, query: ArrayLike | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """P(click | examined), items and filled places of pages, all [n, k]."""
+        users, domain, query = _per_user(users, domain, query)
+        pages = np.asarray(pages)
+        item, live = np.maximum(pages, 0), pages >= 0
+        interest = None if interest is None else np.asarray(interest)[:, None]
+        query = None if query is None else query[:, None]
+        return self.click(users[:, None], item, domain[:, None], interest=interest, query=query), item, live
+
     def _grid(self, step: str, users: np.ndarray, domain: np.ndarray, interest=None) -> np.ndarray:
         """Logits of users [n] by all items: [n, items]."""
         users, _, domain = self._known(users, np.int64(0), domain)
@@ -382,6 +450,13 @@ class Truth:
                 raise ConfigError(f"This market has {name}s 0 to {size - 1}; got {bad}.")
             out.append(ids)
         return out[0], out[1], out[2]
+
+
+def drifted(interest: np.ndarray, item: np.ndarray, click: np.ndarray) -> np.ndarray:
+    """The interest [n, D] after clicks [n, k] on items with those vectors [n, k, D]; without a click it stays."""
+    clicks = click.sum(1, keepdims=True)
+    mean = np.einsum("al,ald->ad", click.astype(np.float32), item) / np.maximum(clicks, 1)
+    return np.where(clicks > 0, MEMORY * interest + (1 - MEMORY) * mean, interest)
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:
