@@ -241,7 +241,7 @@ def run(
         **{f"{part}_{m}": round(v[f"click/{m}"], 6) for part, v in valued.items() for m in ("auc", "logloss")},
         "epochs": len(result.epochs),
         "best_epoch": result.best["epoch"],
-        "seconds": round(result.seconds, 1),
+        "seconds": round(sum(record["seconds"] for record in result.epochs), 1),
         "samples_per_second": [round(record["rate"]) for record in result.epochs],
         "threads": torch.get_num_threads(),
         "parameters": everything,
