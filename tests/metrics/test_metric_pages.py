@@ -68,6 +68,10 @@ def test_exposure_by_loops():
     assert metrics.gini(ids, items).item() == pytest.approx(mean_gap / 2 / count.mean())
     share = count[count > 0] / count.sum()
     assert metrics.exposure_entropy(ids, items).item() == pytest.approx(-(share * np.log2(share)).sum())
+    assert metrics.concentration(ids, items).item() == pytest.approx((share**2).sum())
+    assert metrics.user_coverage(ids, least=3).item() == pytest.approx(10 / 12)
+    news = [np.mean([i not in old for i in new if i]) for new, old in zip(ids.tolist()[2:], ids.tolist(), strict=False)]
+    assert metrics.temporal_diversity(ids[:-2], ids[2:]).item() == pytest.approx(np.mean(news))
     train = np.arange(items + 1.0) ** 2
     shown = train[ids[ids > 0].numpy()]
     assert metrics.popularity(ids, torch.from_numpy(train)).item() == pytest.approx(shown.mean())

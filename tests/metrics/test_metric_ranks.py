@@ -69,6 +69,29 @@ def test_inversions_are_counted_pair_by_pair(monkeypatch):
     assert value.item() == pytest.approx(1 - metrics.gauc(score, binary, where=where, weights="uniform").item())
 
 
+@pytest.mark.filterwarnings("ignore:In .* of the lists")
+@pytest.mark.parametrize("k", [None, 2])
+def test_what_is_kept_of_clicks_and_what_a_list_earns(k):
+    score, label, where = lists(3)
+    label = label / 3
+    theta, missed = torch.linspace(1, 0.3, 8), torch.arange(len(score)) % 3
+    kept = total = 0.0
+    earned = []
+    for i in range(len(score)):
+        y = ordered(score[i], label[i], where[i])
+        kept, total = kept + sum(y[:k]), total + sum(y) + missed[i].item()
+        earned.append(sum(t * g for t, g in zip(theta.tolist(), y[:k], strict=False)))
+    all_of = torch.where(where, label, 0).sum(-1) + missed
+    assert metrics.click_recall(score, label, where=where, k=k, total=all_of).item() == pytest.approx(kept / total)
+    assert metrics.list_value(score, label, where=where, k=k, examination=theta).item() == pytest.approx(
+        np.mean(earned)
+    )
+    with pytest.raises(DataError, match="values from 0"):
+        metrics.list_value(score, label - 1, where=where)
+    with pytest.raises(DataError, match="total is less"):
+        metrics.click_recall(score, label, total=torch.zeros(len(score)))
+
+
 def test_blank_lists_count_as_it_is_said():
     score = torch.tensor([[2.0, 1.0], [2.0, 1.0], [0.0, 0.0]])
     label = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]])

@@ -7,8 +7,10 @@ cannot answer (one class only, no positives, no rows) is NaN with a warning, nev
 from __future__ import annotations
 
 from recstack.metrics import off_policy
+from recstack.metrics.aspects import alpha_ndcg, intent_aware_err
 from recstack.metrics.auc import Coverage, GroupAUC, auc, auc_by_group, gauc, gauc_coverage
 from recstack.metrics.business import business
+from recstack.metrics.concordance import xauc, xgauc
 from recstack.metrics.curves import (
     Confusion,
     Curve,
@@ -20,6 +22,14 @@ from recstack.metrics.curves import (
     partial_auc,
     precision_recall_curve,
     roc_curve,
+)
+from recstack.metrics.exposure import (
+    ExpectedExposure,
+    attention_weighted_fairness,
+    expected_exposure,
+    exposure_by_group,
+    exposure_ratio,
+    miscalibration,
 )
 from recstack.metrics.intervals import (
     Comparison,
@@ -36,6 +46,7 @@ from recstack.metrics.lists import hit_rate, mean_average_precision, mrr, ndcg, 
 from recstack.metrics.meters import Meter, PoolMeter, SumMeter
 from recstack.metrics.named import METRICS, Metric, get
 from recstack.metrics.pages import (
+    concentration,
     coverage,
     exposure_entropy,
     gini,
@@ -46,10 +57,19 @@ from recstack.metrics.pages import (
     popularity,
     rank_biased_overlap,
     serendipity,
+    temporal_diversity,
+    user_coverage,
 )
 from recstack.metrics.pictures import draw_curves
 from recstack.metrics.pointwise import accuracy, brier, calibration_ratio, logloss, mae, normalized_entropy, rmse
-from recstack.metrics.ranks import average_position, expected_reciprocal_rank, pair_inversions, rank_biased_precision
+from recstack.metrics.ranks import (
+    average_position,
+    click_recall,
+    expected_reciprocal_rank,
+    list_value,
+    pair_inversions,
+    rank_biased_precision,
+)
 from recstack.metrics.stages import stage_ndcg, stage_recall
 
 __all__ = [
@@ -58,6 +78,7 @@ __all__ = [
     "Confusion",
     "Coverage",
     "Curve",
+    "ExpectedExposure",
     "GroupAUC",
     "Groups",
     "Interval",
@@ -66,6 +87,8 @@ __all__ = [
     "PoolMeter",
     "SumMeter",
     "accuracy",
+    "alpha_ndcg",
+    "attention_weighted_fairness",
     "auc",
     "auc_by_group",
     "average_position",
@@ -77,12 +100,17 @@ __all__ = [
     "business",
     "by_group",
     "calibration_ratio",
+    "click_recall",
     "compare",
+    "concentration",
     "confusion",
     "coverage",
     "draw_curves",
+    "expected_exposure",
     "expected_reciprocal_rank",
+    "exposure_by_group",
     "exposure_entropy",
+    "exposure_ratio",
     "gain_curve",
     "gauc",
     "gauc_coverage",
@@ -90,18 +118,21 @@ __all__ = [
     "gini",
     "hit_rate",
     "holm",
+    "intent_aware_err",
     "intra_list_distance",
     "kolmogorov_smirnov",
     "lift",
+    "list_value",
     "logloss",
     "long_tail",
     "mae",
     "mean_average_precision",
+    "miscalibration",
     "mrr",
     "ndcg",
     "normalized_entropy",
-    "off_policy",
     "novelty",
+    "off_policy",
     "pair_inversions",
     "partial_auc",
     "personalisation",
@@ -116,4 +147,8 @@ __all__ = [
     "serendipity",
     "stage_ndcg",
     "stage_recall",
+    "temporal_diversity",
+    "user_coverage",
+    "xauc",
+    "xgauc",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from recstack.errors import ConfigError, unknown
 from recstack.metrics import curves, lists, pointwise, ranks
 from recstack.metrics.auc import auc, gauc
+from recstack.metrics.concordance import xauc, xgauc
 from recstack.metrics.meters import Meter, PoolMeter, SumMeter
 
 
@@ -29,6 +30,8 @@ class Entry(NamedTuple):
 METRICS: dict[str, Entry] = {
     "auc": Entry(auc, "pointwise", True),
     "gauc": Entry(gauc, "grouped", True),
+    "xauc": Entry(xauc, "pointwise", True),
+    "xgauc": Entry(xgauc, "grouped", True),
     "logloss": Entry(pointwise.logloss, "pointwise", False, pointwise.LOGLOSS),
     "normalized_entropy": Entry(pointwise.normalized_entropy, "pointwise", False, pointwise.NORMALIZED_ENTROPY),
     "calibration_ratio": Entry(pointwise.calibration_ratio, "pointwise", None, pointwise.CALIBRATION_RATIO),
@@ -50,6 +53,8 @@ METRICS: dict[str, Entry] = {
     "rbp": Entry(ranks.rank_biased_precision, "list", True),
     "average_position": Entry(ranks.average_position, "list", False),
     "pair_inversions": Entry(ranks.pair_inversions, "list", False),
+    "click_recall": Entry(ranks.click_recall, "list", True),
+    "list_value": Entry(ranks.list_value, "list", True),
 }
 
 
@@ -107,8 +112,9 @@ def get(name: str | Metric, **options: Any) -> Metric:
     Traceback (most recent call last):
     ...
     recstack.errors.ConfigError: Unknown metric 'ndgc'. Did you mean 'ndcg'? Known: accuracy, auc, \
-average_position, average_precision, brier, calibration_ratio, err, gauc, hit_rate, ks, lift, logloss, mae, map, mrr, \
-ndcg, normalized_entropy, pair_inversions, partial_auc, precision, rbp, recall, rmse.
+average_position, average_precision, brier, calibration_ratio, click_recall, err, gauc, hit_rate, ks, lift, \
+list_value, logloss, mae, map, mrr, ndcg, normalized_entropy, pair_inversions, partial_auc, precision, rbp, recall, \
+rmse, xauc, xgauc.
     """
     if isinstance(name, Metric):
         return name
@@ -124,6 +130,6 @@ ndcg, normalized_entropy, pair_inversions, partial_auc, precision, rbp, recall, 
         options["k"] = int(cut)
     for option in options:
         known = set(inspect.signature(entry.measure).parameters) - {"score", "label", "where", "weight", "group"}
-        if option not in known - {"reduction", "n_positive"}:
-            raise unknown(f"option of {base}", option, known - {"reduction", "n_positive"})
+        if option not in known - {"reduction", "n_positive", "total"}:
+            raise unknown(f"option of {base}", option, known - {"reduction", "n_positive", "total"})
     return Metric(name, entry.kind, entry.higher_is_better, entry.measure, options, entry.sums)

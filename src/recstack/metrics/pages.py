@@ -46,6 +46,40 @@ def exposure_entropy(ids: Tensor, items: int) -> Tensor:
     return -torch.xlogy(share, share).sum() / torch.tensor(2.0, dtype=torch.float64).log()
 
 
+def concentration(ids: Tensor, items: int) -> Tensor:
+    """Herfindahl's index, the sum of squared shares of the places: 1 is one item only, 1 / items all alike.
+
+    >>> concentration(torch.tensor([[1, 2], [1, 3]]), items=9)
+    tensor(0.3750, dtype=torch.float64)
+    """
+    share = _shown(ids, items)
+    return (share / share.sum()).square().sum()
+
+
+def user_coverage(ids: Tensor, least: int = 1) -> Tensor:
+    """Share of requests whose page holds at least so many items.
+
+    >>> user_coverage(torch.tensor([[1, 2], [3, 0]]), least=2)
+    tensor(0.5000, dtype=torch.float64)
+    """
+    return ((ids > 0).sum(1) >= least).double().mean()
+
+
+def temporal_diversity(before: Tensor, after: Tensor) -> Tensor:
+    """Share of a page's items that the same user's page before did not show; empty pages are left out.
+
+    Lathia et al., SIGIR 2010, https://doi.org/10.1145/1835449.1835486
+
+    >>> temporal_diversity(torch.tensor([[1, 2]]), torch.tensor([[2, 3]]))
+    tensor(0.5000, dtype=torch.float64)
+    """
+    if len(before) != len(after):
+        raise DataError(f"There are {len(before)} pages before and {len(after)} after; give the same users' pages.")
+    live = after > 0
+    new = ~(after.unsqueeze(-1) == before.unsqueeze(1)).any(-1) & live
+    return (new.sum(1).double() / live.sum(1))[live.any(1)].mean()
+
+
 def novelty(ids: Tensor, count: Tensor) -> Tensor:
     """Mean of -log2 of the shown items' shares of the training events, `count` ``[N]`` by id; unseen items count half an event.
 

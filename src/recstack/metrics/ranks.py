@@ -152,3 +152,86 @@ def pair_inversions(
     weight = list_weight(weight, live)
     sums = torch.stack([(weight * torch.where(blank, 0, each)).sum(), (weight * ~blank).sum()])
     return sums if reduction == "sums" else mean_of_sums(*sums)
+
+
+def click_recall(
+    score: Tensor,
+    label: Tensor,
+    *,
+    where: Tensor | None = None,
+    weight: Tensor | None = None,
+    k: int | None = None,
+    ties: str = "stable",
+    total: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Of all that was clicked in all lists, the share among the first k of its list: a list counts as often as it was clicked.
+
+    .. math:: \frac{\sum_s \sum_{r \le k} y_{sr}}{\sum_s Y_s}
+
+    With what each click cost as the label it is the cost recall of advertising: the share of the revenue that retrieval would keep. `total`
+    ``[...]`` is :math:`Y_s`, with what the list lacks; None: the sum of the list's labels. `recall` is the mean of the lists' shares.
+
+    Raises DataError for a label below 0, or a total less than what is in the list.
+
+    >>> score, cost = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), torch.tensor([[0.5, 0.0, 2.0], [0.0, 0.5, 0.0]])
+    >>> click_recall(score, (cost > 0).float(), k=2), click_recall(score, cost, k=2)
+    (tensor(0.6667, dtype=torch.float64), tensor(0.3333, dtype=torch.float64))
+    """
+    live = _not_negative(score, label, where, "click_recall")
+    held = torch.where(live, label, 0).double().sum(-1)
+    total = held if total is None else total.double().expand(held.shape)
+    if (total < held * (1 - 1e-9)).any():
+        raise DataError("total is less than the labels of a list. Count all clicks of the request.")
+    each = list_value(score, label, where=where, k=k, ties=ties, reduction="none") / total
+    w = list_weight(weight, live) * total
+    if reduction == "none":
+        return each
+    sums = torch.stack([(w * torch.where(total == 0, 0, each)).sum(), w.sum()])
+    return sums if reduction == "sums" else mean_of_sums(*sums)
+
+
+def list_value(
+    score: Tensor,
+    label: Tensor,
+    *,
+    where: Tensor | None = None,
+    weight: Tensor | None = None,
+    k: int | None = None,
+    ties: str = "stable",
+    reduction: str = "mean",
+    examination: Tensor | None = None,
+) -> Tensor:
+    r"""What a list earns in the order of the scores: :math:`\sum_{r \le k} \theta_r\, y_r`, a mean over lists, those of value 0 too.
+
+    Labels are values from 0: clicks (then it is clicks@k), bid · ctr (expected revenue), or clicks over the chance that their
+    logged place was looked at (inverse propensities). `examination` ``[at least k or L]`` is θ, the chance that a rank is looked at; None: 1.
+
+    >>> list_value(
+    ...     torch.tensor([3.0, 2.0, 1.0]), torch.tensor([0.2, 0.0, 0.4]), examination=torch.tensor([1.0, 0.6, 0.5])
+    ... )
+    tensor(0.4000, dtype=torch.float64)
+    """
+    live = _not_negative(score, label, where, "list_value")
+    depth = min(score.shape[-1], k or score.shape[-1])
+    if examination is not None and len(examination) < depth:
+        raise DataError(f"examination holds {len(examination)} ranks, and lists are read to rank {depth}.")
+
+    def value(r: Ranked) -> Tensor:
+        looked = torch.zeros_like(r.rank)
+        looked[:depth] = 1 if examination is None else examination[:depth].double().to(looked)
+        return (r.gain * looked).sum(-1)
+
+    return answer(value, score, label, live, weight, k, ties, None, reduction, "linear", 0.0)
+
+
+def _not_negative(score: Tensor, label: Tensor, where: Tensor | None, name: str) -> Tensor:
+    """The live cells of lists whose labels are values."""
+    if score.shape != label.shape or not score.dim():
+        raise DataError(
+            f"Score has shape {list(score.shape)} and label {list(label.shape)}. Give lists of one shape, [..., L]."
+        )
+    live = torch.ones_like(score, dtype=torch.bool) if where is None else where.expand(score.shape)
+    if (label[live] < 0).any():
+        raise DataError(f"{name} takes values from 0 as labels, and one of {label[live].min().item():g} came.")
+    return live
