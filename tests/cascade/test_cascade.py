@@ -11,7 +11,7 @@ import recstack as rs
 from recstack.candidates import Candidates
 from recstack.cascade import scored_features
 from recstack.cascade.cascade import _unclicked
-from recstack.cascade.lists import pair_tensors
+from recstack.cascade.lists import pair_tensors, stage_batch
 from recstack.data.truth import Truth, next_events
 
 QUIET = {"progress": False}
@@ -109,6 +109,29 @@ def test_the_report_counts_as_a_naive_loop_does(fitted, parts):
     assert report.stage("page")["ndcg@k"] == pytest.approx(found["ndcg"] / users)
     json.dumps(report.to_dict())
     assert "page" in str(report)
+
+
+def test_the_report_says_whether_pre_ranker_and_ranker_agree(fitted, parts):
+    train, valid, test = parts
+    past = train.concat(valid)
+    report = fitted.evaluate(test, past, k=5, timed=0)
+    columns = fitted.encoder.encode(test)
+    rows, _ = next_events(columns)
+    requests = fitted.requests_of(columns, rows, fitted.encoder.encode(past))
+    merged = fitted.retrieve(requests)
+    first, _ = fitted._until("ranker", requests, found=merged)  # the pre-ranker's order, cut at 30
+    theirs = fitted._known_of(merged.ids, requests, "ranker")
+    batch = stage_batch(fitted.ranker.schema, requests.batch, merged, fitted.encoder.catalog, fitted.scaled(theirs))
+    score = fitted.logits(fitted.ranker, batch, "ranker")[0].masked_fill(~merged.mask, -torch.inf).detach()
+    best = merged.ids.gather(1, score.argsort(dim=1, descending=True, stable=True))[:, :5].tolist()
+    overlap = [len({*a} & {*b}) / 5 for a, b in zip(best, first.ids[:, :5].tolist(), strict=True)]
+    survive = [len({*a} & {*b}) / 5 for a, b in zip(best, first.ids.tolist(), strict=True)]
+    assert report.agreement["overlap@k"] == pytest.approx(np.mean(overlap))
+    assert report.agreement["survive"] == pytest.approx(np.mean(survive))
+    assert np.mean(overlap) < np.mean(survive) <= 1
+    assert 0 < report.agreement["ndcg@k"] < 1
+    assert "overlap@5" in str(report)
+    assert len(fitted.stage_scores(requests, merged).ids[0]) == merged.width
 
 
 def test_a_training_list_holds_its_own_item_first_and_once(fitted, parts):

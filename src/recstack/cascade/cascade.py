@@ -398,10 +398,10 @@ class Cascade:
 
     @torch.no_grad()
     def _until(
-        self, stage: str, requests: Requests, trace: Trace | None = None
+        self, stage: str, requests: Requests, trace: Trace | None = None, found: Candidates | None = None
     ) -> tuple[Candidates, dict[str, Tensor]]:
-        """What reaches `stage` (best first), and what earlier stages know of it, unscaled."""
-        found = self.retrieve(requests, trace)
+        """What of `found`, or of what is retrieved, reaches `stage` (best first), and what earlier stages know of it, unscaled."""
+        found = self.retrieve(requests, trace) if found is None else found
         with _timed(trace, "features"):
             known = {f"score_{r.name}": r.pair_scores(requests, found.ids) for r in self._asked()}
         for name, keep in (("pre_ranker", self.keep_pre_ranked), ("ranker", self.keep_ranked)):
@@ -426,6 +426,12 @@ class Cascade:
             if trace is not None:
                 trace["stages"].append((name, found))
         return found, known
+
+    def stage_scores(self, requests: Requests, merged: Candidates) -> Candidates:
+        """All merged candidates in the ranker's order, none cut off; `source` holds what pre-ranker and ranker say of each."""
+        wide = copy(self)
+        wide.keep_pre_ranked = wide.keep_ranked = merged.width
+        return wide._until("reranker", requests, found=merged)[0]
 
     def logits(self, model: Model, batch: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | None]:
         """The ranking task's score ``[R, L]`` (of a binary task the logit) of stage `name`, and what the re-ranker may read.

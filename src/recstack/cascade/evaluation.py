@@ -13,6 +13,7 @@ from recstack.candidates import Candidates
 from recstack.data import Columns, Requests
 from recstack.data.truth import Truth, next_events
 from recstack.errors import DataError
+from recstack.metrics import stage_ndcg, stage_recall
 
 if TYPE_CHECKING:
     from recstack.cascade.cascade import Cascade
@@ -28,6 +29,9 @@ class Report:
             of the relevant items that are still there; ``@k`` is the page that this stage's order would give.
         requests, k: how many requests were asked, and the length of the page.
         protocol: how it was measured, in words.
+        agreement: of pre-ranker and ranker over all merged candidates, ``{"overlap@k", "ndcg@k", "survive"}``: `stage_recall` and
+            `stage_ndcg` of the first k, and the share of the ranker's first k that the pre-ranker lets through. Empty
+            where one of them is missing.
     """
 
     stages: list[dict[str, Any]]
@@ -35,6 +39,7 @@ class Report:
     k: int
     protocol: str
     latency: dict[str, float] = field(default_factory=dict)
+    agreement: dict[str, float] = field(default_factory=dict)
 
     def stage(self, name: str) -> dict[str, Any]:
         """The row of one stage."""
@@ -67,7 +72,15 @@ class Report:
             if self.latency
             else ""
         )
-        return "\n".join([*lines, *([total] if total else []), f"{self.requests:,} requests. {self.protocol}"])
+        agree = (
+            f"pre-ranker and ranker: overlap@{self.k} {self.agreement['overlap@k']:.3f}, ndcg@{self.k} "
+            f"{self.agreement['ndcg@k']:.3f}; of the ranker's first {self.k}, {self.agreement['survive']:.3f} get through"
+            if self.agreement
+            else ""
+        )
+        return "\n".join(
+            [*lines, *(line for line in (agree, total) if line), f"{self.requests:,} requests. {self.protocol}"]
+        )
 
     def figure(self, path: str | Path) -> None:
         """The funnel as a picture (.png or .svg); needs matplotlib, extra ``recstack[plots]``."""
@@ -111,10 +124,15 @@ def evaluate(
         rows, truth = rows[chosen], truth.select(chosen)
     sums: dict[str, np.ndarray] = {}
     order: list[str] = []
+    both = cascade.pre_ranker is not None and cascade.ranker is not None
+    agree = np.zeros((3, 2))
     for start in range(0, len(rows), 512):
         part = rows[start : start + 512]
         trace: dict[str, Any] = {"stages": [], "seconds": {}}
-        cascade.pages(_requests(cascade, columns, part, before), k, trace)
+        requests = _requests(cascade, columns, part, before)
+        cascade.pages(requests, k, trace)
+        if both:
+            agree += _agreement(cascade, cascade.stage_scores(requests, dict(trace["stages"])["merged"]), k)
         for name, found in trace["stages"]:
             if name not in sums:
                 sums[name] = np.zeros(4)
@@ -149,7 +167,23 @@ def evaluate(
     protocol = (
         "Full ranking over the catalogue, seen items left out; relevant: each user's positive events of the test."
     )
-    return Report(stages, len(rows), k, protocol, latency)
+    overlap, gain, survive = (agree[:, 0] / agree[:, 1]).tolist() if both else (0.0, 0.0, 0.0)
+    agreement = {"overlap@k": overlap, "ndcg@k": gain, "survive": survive} if both else {}
+    return Report(stages, len(rows), k, protocol, latency, agreement)
+
+
+def _agreement(cascade: Cascade, found: Candidates, k: int) -> np.ndarray:
+    """Sums over requests, and how many count, of the three numbers of `Report.agreement`."""
+    order = "ranker" if cascade.fusion is None else "fusion"
+    asked = {"where": found.mask, "k": k, "reduction": "sums"}
+    ours, theirs = found.source["pre_ranker"], found.source[order]
+    return torch.stack(
+        [
+            stage_recall(ours, theirs, **asked),
+            stage_ndcg(ours, theirs, **asked),
+            stage_recall(ours, theirs, kept=max(k, cascade.keep_pre_ranked), **asked),
+        ]
+    ).numpy()
 
 
 def _requests(cascade: Cascade, columns: Columns, rows: np.ndarray, past: Columns | None) -> Requests:
