@@ -60,6 +60,7 @@ LOADERS = {
     "letor": "ltr-mq2008",
     "coat": "coat",
     "xmrec": "xmrec-wsdm22",
+    "trivago": "trivago-100k",
     "movielens_1m_by_age": "ml-1m",
 }
 

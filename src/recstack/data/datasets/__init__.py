@@ -22,6 +22,7 @@ from recstack.data.datasets.ncf import ncf
 from recstack.data.datasets.open_bandit import open_bandit
 from recstack.data.datasets.s3rec import s3rec
 from recstack.data.datasets.sasrec import sasrec
+from recstack.data.datasets.trivago import trivago
 from recstack.data.datasets.xmrec import xmrec
 from recstack.data.datasets.yandex2009 import yandex2009
 
@@ -49,6 +50,7 @@ __all__ = [
     "resolve_data_dir",
     "s3rec",
     "sasrec",
+    "trivago",
     "xmrec",
     "yandex2009",
 ]
