@@ -184,6 +184,13 @@ def test_no_loss_gains_by_a_unit_with_nash():
     np.testing.assert_allclose(one / one.sum(), other / other.sum(), rtol=1e-3)
 
 
+def test_a_loss_whose_gradient_has_all_but_vanished_gets_no_weight_without_bound():
+    m = np.diag([1.0, 1e-16])
+    assert np.ptp(np.log10(nash(m))) > 7
+    w = balance.NashMTL(max_norm=99.0).solve(m, np.ones(2), np.arange(2))
+    assert w[1] / w[0] == pytest.approx(1e4)
+
+
 def test_aligned_gradients_stand_at_right_angles():
     g = np.random.default_rng(2).normal(size=(3, 5))
     u, s, v = np.linalg.svd(g, full_matrices=False)
