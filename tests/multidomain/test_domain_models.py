@@ -308,6 +308,39 @@ def test_a_binary_pruner_learns():
     assert all(p.weight.grad.any() for p in model.pruners)
 
 
+@pytest.mark.parametrize("form", ["binary", "fusion"])
+def test_the_share_of_units_that_are_cut_is_drawn_between_its_bounds(form):
+    model, schema = made(AdaSparse, form=form, sparsity=(0.3, 0.5), strength=2.0)
+    batch, model.alpha = testing.batch(schema, 40, 2), torch.tensor(5.0)
+    scores = model._pruned(batch)[-1]
+    cut = [float((model.kept(score) == 0).float().mean()) for score in scores]
+    lost = sum((r - 0.4) ** 2 for r in cut if not 0.3 <= r <= 0.5) / 2
+    assert lost > 0
+    assert float(model.losses(batch)["sparsity"].detach()) == pytest.approx(2.0 * 5.0 * lost, rel=1e-4)
+    optimizer = torch.optim.Adam(model.pruners.parameters(), 0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = model.auxiliary_losses(batch)["sparsity"]
+        if not loss:
+            break
+        loss.backward()
+        optimizer.step()
+    assert all(0.3 <= float((model.kept(s) == 0).float().mean()) <= 0.5 for s in model._pruned(batch)[-1])
+
+
+def test_the_sparsity_of_a_trunk_is_learned_too():
+    trunk = partial(AdaSparse, **SMALL[AdaSparse])
+    schema = testing.schema(tasks=TWO, domain=True)
+    model = MMoE(schema, dim=4, experts=2, trunk=trunk)
+    batch = testing.batch(schema, 3, 2)
+    assert "trunk/sparsity" in model.losses(batch)
+    before = float(model.trunk.model.alpha)
+    model.train().losses(batch)
+    assert float(model.trunk.model.alpha) == pytest.approx(before + 1e-4)  # once a batch
+    with pytest.raises(ConfigError, match="least and the greatest share"):
+        AdaSparse(schema, sparsity=(0.3, 0.1))
+
+
 def test_alpha_grows_while_training_only():
     model, schema = made(AdaSparse)
     before = float(model.alpha)

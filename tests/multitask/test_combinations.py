@@ -85,3 +85,20 @@ def test_a_combination_predicts_each_row_by_itself_and_masks_what_was_not_clicke
         wrong = {**batch, "order@label": torch.where(click == 1, order, 1 - order)}
         with torch.no_grad():
             assert float(model.losses(batch)["order"]) == pytest.approx(float(model.losses(wrong)["order"]))
+
+
+def test_the_losses_of_a_trunk_are_learned_too(worlds):
+    """DIEN's judges have no other loss; with alpha=0 there are none."""
+    schema, batches, _ = worlds[CHAIN]
+    dien = partial(ranking.DIEN, **TINY, auxiliary=(4,))
+    model = mt.AITM(schema, **TINY, trunk=partial(mixture, trunk=dien))
+    found = model.losses(batches[0])
+    assert {n for n in found if n.startswith("trunk/")} == {"trunk/trunk/auxiliary"}
+    found["trunk/trunk/auxiliary"].backward()
+    judges = [p for n, p in model.named_parameters() if "judges" in n]
+    assert judges
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in judges)
+    silent = mt.MMoE(schema, **TINY, experts=2, trunk=partial(dien, alpha=0.0))
+    assert set(silent.losses(batches[0])) == {t.name for t in schema.tasks}
+    tables = mt.AME(schema, dims=(4, 4), hidden=(6,), towers=(4,), trunk=(None, dien))
+    assert "table2/trunk/auxiliary" in tables.losses(batches[0])

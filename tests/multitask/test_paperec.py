@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import recstack as rs
-from recstack.models.multitask.paperec import pareto_reward
+from recstack.nn.pareto import pareto_reward
 
 
 def test_the_reward_is_the_norm_of_the_weighted_gradient_of_the_last_layer():

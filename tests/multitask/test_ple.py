@@ -7,6 +7,7 @@ from recstack import testing
 from recstack.errors import ConfigError
 from recstack.models.multitask import CGC, PLE
 from recstack.schema import Numeric, Schema, Task
+from recstack.training import gates
 
 TASKS = (Task("click"), Task("like"), Task("share"))
 M, S, H = 2, 3, 5
@@ -106,6 +107,27 @@ def test_gates_are_measured_by_task_and_the_shared_one_by_its_name():
         "shared/gate2",
     }
     assert sum(float(found[f"shared/gate2/{e}"]) for e in range(4)) == pytest.approx(1)
+
+
+def test_an_own_expert_that_its_task_does_not_use_is_told_though_others_use_theirs():
+    """Each task's own expert came first in its gate, so that one number stood for all tasks' own."""
+    schema = testing.schema(tasks=TASKS[:2])
+    model = testing.wake(CGC(schema, dim=4, shared=1, specific=1, hidden=(H,), towers=(4,)))
+    with torch.no_grad():
+        model.levels[0].gates.weight.zero_()
+        batch = testing.batch(schema, 3, 2)
+        x = model.trunk.inputs(batch).flat()
+        model.levels[0].gates.weight[1, 1] = 100 * torch.linalg.lstsq(x.flatten(0, 1), torch.ones(6)).solution
+    found = {name: float(value) for name, value in model.measures(batch).items()}
+    a, b = TASKS[0].name, TASKS[1].name
+    assert {n for n in found if not n.endswith("entropy")} == {
+        f"{a}/gate/0",
+        f"{a}/gate/2",
+        f"{b}/gate/1",
+        f"{b}/gate/2",
+    }
+    assert found[f"{b}/gate/1"] < 0.01 < found[f"{a}/gate/0"]
+    assert "No task gives expert 1 of gate" in gates.alarms(found)["gate/idle"]
 
 
 def test_ple_without_shared_experts_is_refused():

@@ -212,8 +212,12 @@ class Model(Saved, nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """``{name: scalar}``, to be summed: each task's own. A paper adds its auxiliary ones."""
-        return tasks.losses(self(batch), batch, self.schema)
+        """``{name: scalar}``, to be summed: each task's own, and the `auxiliary_losses`."""
+        return tasks.losses(self(batch), batch, self.schema) | self.auxiliary_losses(batch)
+
+    def auxiliary_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """``{name: scalar}`` of a paper's losses that need no logits: they hold where the model is another's trunk, too."""
+        return {}
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """``{task: probability, class probabilities or value}``, derived tasks included."""

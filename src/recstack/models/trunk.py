@@ -37,7 +37,7 @@ class Trunk(nn.Module):
 
     Called with a batch it gives ``(x, plus)``. x is ``[R, L, width]``, as a pair of sides where nothing stands between it
     and the embeddings, or ``[R, L, T, width]`` where the trunk has a vector for each task (`each` is True). `plus` is
-    None, or what the heads add to the logits (an FM's score). A trunk's auxiliary losses are not asked for.
+    None, or what the heads add to the logits (an FM's score). `auxiliary_losses` are the trunk's own.
     """
 
     def __init__(
@@ -70,6 +70,11 @@ class Trunk(nn.Module):
             return self.inputs(batch).sides(), None
         x, plus = self.model(batch)  # type: ignore[misc]
         return torch.stack([x[name] for name in self.names], -2) if self.each else x, plus
+
+    def auxiliary_losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``{"trunk/name": scalar}`` of another model's losses that need no logits, such as DIEN's."""
+        found = {} if self.model is None else self.model.auxiliary_losses(batch)
+        return {f"trunk/{name}": loss for name, loss in found.items()}
 
 
 class _Through(nn.Module):
@@ -121,6 +126,10 @@ class MultiTask(Model):
                 "each. Take a trunk with one, such as rs.ranking.DCNv2."
             )
 
+    def auxiliary_losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The trunk's; a subclass with more adds them to ``super().auxiliary_losses(batch)``, and to losses that it overrides."""
+        return self.trunk.auxiliary_losses(batch)
+
     def towers_on(self, width: int, hidden: Sequence[int], *, each: bool = True, **options: Any) -> None:
         """Make `towers` over vectors of `width` (`each`: one for each task) and the `heads` on them; see `TaskTowers`."""
         self.towers = TaskTowers(self.names, width, hidden, each=each, **options)
@@ -143,13 +152,19 @@ class MultiTask(Model):
 
         ``"click/gate/3"`` is the mean weight of expert 3, ``"click/gate/entropy"`` the mean entropy of a row's weights in
         nats. Gates in several layers are ``"click/gate1/3"``, ``"click/gate2/3"``; one of several tasks is
-        ``"shared/gate/3"``.
+        ``"shared/gate/3"``. Where tasks choose among different experts (PLE's own), experts have one number for all tasks.
         """
         gates = [m for m in self.modules() if isinstance(m, Gates | ContentGates)]
         if not gates:
             return {}
         found: list[Tensor] = []
-        hooks = [gate.register_forward_hook(lambda *seen: found.append(seen[-1])) for gate in gates]
+        numbers: list[list[list[int]] | None] = []
+
+        def keep(gate: nn.Module, given: Any, weights: Tensor) -> None:
+            found.append(weights)
+            numbers.append(getattr(gate, "numbers", None))
+
+        hooks = [gate.register_forward_hook(keep) for gate in gates]
         was, _ = self.training, self.eval()
         try:
             self(batch)
@@ -162,7 +177,8 @@ class MultiTask(Model):
             kind = f"gate{i + 1}" if len(found) > 1 else "gate"
             several = gate.shape[-2]
             names = self.names if several == len(self.names) else ["shared", *map(str, range(1, several))]
-            for task, weights in zip(names, gate.unbind(-2), strict=True):
+            among = numbers[i] or [range(gate.shape[-1])] * several
+            for task, weights, experts in zip(names, gate.unbind(-2), among, strict=True):
                 share, out[f"{task}/{kind}/entropy"] = utilisation(weights, batch.get("@mask"))
-                out |= {f"{task}/{kind}/{e}": one for e, one in enumerate(share)}
+                out |= {f"{task}/{kind}/{e}": one for e, one in zip(experts, share, strict=True)}
         return out

@@ -30,7 +30,11 @@ class Gates(nn.Module):
         dropout: chance that an expert is out for a row and a task while training; the others' weights are scaled up to 1
             again, and where all are out the strongest stays. It keeps gates from collapsing (Zhao et al., RecSys 2019).
         each: every task's gate has an input of its own, ``[..., T, W]``.
+
+    `numbers` is set by a model whose tasks choose among different experts: for each task, which of all its E are.
     """
+
+    numbers: list[list[int]] | None = None
 
     def __init__(self, width: int, experts: int, tasks: int, dropout: float = 0.0, *, each: bool = False):
         super().__init__()

@@ -31,9 +31,10 @@ class ADL(MultiTask):
 
     Which domains are alike is found, not declared: the domain is a feature like others, and none is needed. x ``[R, L, W]``
     are the embeddings, normed and without gradient. In training the centres m ``[C, W]`` move `rounds` times with each
-    batch's live rows; afterwards they stand, so that a row's cluster, and with it its prediction, is its own affair. Departs
-    from the paper: sums over a batch are normed before they are averaged in, else β would depend on the size of the batch;
-    and the softmax has a temperature τ, without which all centres become the mean of all rows.
+    batch's live rows; afterwards they stand, so that a row's cluster, and with it its prediction, is its own affair. Sums over a
+    batch are normed before they are averaged in, else β would depend on its size; the preprint averages the sums themselves.
+    Departs from the paper: rows are normed, and the softmax has a temperature τ, without which all centres become the mean of
+    all rows.
 
     Args:
         schema: a fitted schema; one task is allowed.

@@ -30,7 +30,9 @@ class HAMUR(MultiTask):
     K ``[R, L, k, k]`` is never multiplied out. DN normalises with each domain's own statistics, scale and shift: those of
     the batch in training and running ones afterwards, so that a prediction never depends on who else is in the batch. A
     domain that training has not met takes the statistics of all rows and the shared scale and shift. Departs from the paper:
-    the network below is one for all domains, whose features, the domain's among them, the hyper-network reads.
+    the network below is one for all domains, whose features, the domain's among them, the hyper-network reads. The authors'
+    code gives each domain a network of its own, takes the statistics of DN over all rows of a batch, also when it serves,
+    and has a ReLU above K; here K has both signs.
 
     Args:
         schema: a fitted schema; its first feature of role "domain" is a Categorical that names the domain.

@@ -31,7 +31,8 @@ class PEPNet(MultiDomain):
     The first is EPNet, on features of role "domain"; the second PPNet, ``[R, L, T, H]`` for all tasks together. Inside of
     gates a gradient stops (sg) at what they scale. Without one of the two sets of features the other is left alone. A domain
     that training has not met has the embedding of what is out of vocabulary, nearly zero: its gates follow from the other
-    features. Departs from the paper: nothing.
+    features. A gate has a hidden layer as wide as
+    what it scales, for each task its own. Departs from the paper: nothing.
 
     Args:
         schema: a fitted schema; one task is allowed.

@@ -32,8 +32,10 @@ class SARNet(MultiDomain):
     scenario the behaviour came from. Experts E ``[R, L, E, H]`` are those of the row's own domain, which rows meet grouped
     by domain, and the shared ones. A gate for each task sees the scenario too. The paper's fairness coefficient weighs a row
     by how little its exposure was forced: give it as the log's weight, which enters the loss. A domain that training has
-    not met keeps z = [x; v] and is served by the mean of the domains' own experts. Departs from the paper: several tasks,
-    each with its gate; experts are not normalised over the batch, in which all scenarios would be mixed.
+    not met keeps z = [x; v] and is served by the mean of the domains' own experts. Departs from the paper: it
+    multiplies predictions inside of the experts by that coefficient, and compares s with the scenario of each behaviour, which
+    here takes part where the history's steps hold it; several tasks, each with its gate; experts are not normalised over the
+    batch, in which all scenarios would be mixed.
 
     Args:
         schema: a fitted schema; its first feature of role "domain" is a Categorical that names the domain.

@@ -101,7 +101,7 @@ class AITM(MultiTask):
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logits = self(batch)
-        out = tasks.losses(logits, batch, self.schema)
+        out = tasks.losses(logits, batch, self.schema) | self.auxiliary_losses(batch)
         if self.steps:
             chance = {name: tasks.link(logits[name], self.schema.task(name)) for name in self.chain}
             excess = torch.stack([(chance[task] - chance[before]).clamp(min=0) for before, task in self.steps]).sum(0)

@@ -97,3 +97,9 @@ class AME(MultiTask):
         plus = [p for _, p in found if p is not None]
         added = {n: sum(p[n] if isinstance(p, Mapping) else p for p in plus) for n in self.names} if plus else None
         return self.answer(mixtures(gate, every), batch, added)  # type: ignore[arg-type]
+
+    def auxiliary_losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        out = super().auxiliary_losses(batch)
+        for i, trunk in enumerate(self.others, 2):
+            out |= {f"table{i}/{name}": loss for name, loss in trunk.auxiliary_losses(batch).items()}  # type: ignore[operator]
+        return out

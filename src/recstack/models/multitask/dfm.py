@@ -97,7 +97,7 @@ class DFM(MultiTask):
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raw = self.heads.raw(*self._hidden(batch))
         logits = self.heads.finished(raw)
-        out = tasks.losses(logits, batch, self.schema)
+        out = tasks.losses(logits, batch, self.schema) | self.auxiliary_losses(batch)
         label, where, weight = tasks.target(batch, self.schema, self.conversion)
         waited = replace(self.delay, given=self.conversion.given, transform=None)  # of all clicks, not of orders alone
         elapsed, known, _ = tasks.target(batch, self.schema, waited)

@@ -113,7 +113,7 @@ class ESCM2(MultiTask):
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         x, plus = self.trunk(batch)
         logits = self.answer(x, batch, plus)
-        out = tasks.losses(logits, batch, self.schema)
+        out = tasks.losses(logits, batch, self.schema) | self.auxiliary_losses(batch)
         imputed = self._imputed(x, batch.get("@mask"))
         for name in self.after:
             task = self.schema.task(name)

@@ -95,7 +95,7 @@ class ESMM(MultiTask):
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logits = self(batch)
-        out = tasks.losses(logits, batch, self.schema)
+        out = tasks.losses(logits, batch, self.schema) | self.auxiliary_losses(batch)
         if self.direct is not None:
             other = tasks.score(logits[self.direct], self.schema.task(self.direct))
             gap = agreement(logits[self.product], other, where=batch.get("@mask"))

@@ -16,6 +16,7 @@ from recstack.losses.rows import weighted_mean
 from recstack.models.base import Model
 from recstack.models.trunk import MultiTask
 from recstack.nn.mlp import MLP, Sides, flat, linear
+from recstack.nn.pareto import pareto_reward
 from recstack.nn.sequence.recurrent import GRU
 from recstack.schema import Schema, Task
 
@@ -121,7 +122,8 @@ class PAPERec(MultiTask):
         states = self._states(x, batch)
         with torch.autocast(h.device.type, enabled=False):
             h = torch.stack([one for name, one in self.by_task(h.float()).items() if name in self.goals], -2)
-            return tasks.losses(logits, batch, self.schema) | self._pareto(logits, h, states.float(), batch)
+            own = tasks.losses(logits, batch, self.schema) | self._pareto(logits, h, states.float(), batch)
+        return own | self.auxiliary_losses(batch)
 
     def _pareto(
         self, logits: dict[str, Tensor], h: Tensor, states: Tensor, batch: Mapping[str, Tensor]
@@ -159,19 +161,6 @@ class PAPERec(MultiTask):
         still_critic = {name: p.detach() for name, p in self.critic.named_parameters()}
         hidden = torch.func.functional_call(self.critic, still_critic, (x,))
         return nn.functional.linear(hidden, self.value.weight.detach(), self.value.bias.detach()).squeeze(-1)
-
-
-def pareto_reward(weights: Tensor, error: Tensor, h: Tensor, live: Tensor) -> Tensor:
-    r""":math:`-\| \sum_k w_k e_k h_k \|^2` of each row ``[R, L]``, w summing to 1 over its live tasks.
-
-    Weights, errors and `live` are ``[R, L, K]``, h ``[R, L, K, H]``.
-    """
-    share = torch.where(live, weights, 0)
-    share = share / share.sum(-1, keepdim=True).clamp(
-        min=1e-12
-    )  # or weight on what a row does not ask would be no weight
-    gradient = torch.where(live.unsqueeze(-1), (share * error).unsqueeze(-1) * h, 0).sum(-2)
-    return -gradient.square().sum(-1)
 
 
 def _error(logit: Tensor, label: Tensor, task: Task) -> Tensor:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from recstack.errors import ConfigError
 from recstack.models.base import Model
 from recstack.models.trunk import MultiTask
-from recstack.nn.experts import Experts
-from recstack.nn.gates import Gates, mixtures
-from recstack.nn.mlp import Sides
+from recstack.nn.extraction import Extraction
 from recstack.schema import Schema
 
 
@@ -85,7 +82,9 @@ class PLE(MultiTask):
         super().__init__(schema, dim, history, trunk, together=True)
         width, sizes = self.trunk.width, (len(self.names), specific, shared)
         self.levels = nn.ModuleList(
-            _Level(hidden[-1] if j else width, hidden, *sizes, gate_dropout, dropout, each=j > 0, last=j == levels - 1)
+            Extraction(
+                hidden[-1] if j else width, hidden, *sizes, gate_dropout, dropout, each=j > 0, last=j == levels - 1
+            )
             for j in range(levels)
         )
         self.towers_on(hidden[-1], towers, norm=norm, dropout=dropout, detach=detach)
@@ -162,45 +161,3 @@ class CGC(PLE):
             history=history,
             trunk=trunk,
         )
-
-
-class _Level(nn.Module):
-    """``x``, or from level 2 on ``[..., T + 1, W]`` (shared last), to ``[..., T + 1, H]``; at the last level ``[..., T, H]``."""
-
-    def __init__(
-        self,
-        width: int,
-        hidden: Sequence[int],
-        tasks: int,
-        specific: int,
-        shared: int,
-        gate_dropout: float,
-        dropout: float,
-        *,
-        each: bool,
-        last: bool,
-    ):
-        super().__init__()
-        self.tasks, self.specific, self.each = tasks, specific, each
-        experts = tasks * specific + shared
-        stream = torch.arange(tasks + 1).repeat_interleave(torch.tensor([specific] * tasks + [shared]))
-        self.stream: Tensor  # what each expert reads
-        self.register_buffer("stream", stream, persistent=False)
-        self.experts = Experts(width, hidden, experts, dropout, each=each)
-        self.gates = Gates(width, specific + shared, tasks, gate_dropout, each=each)
-        self.shared_gate = None if last else Gates(width, experts, 1, gate_dropout, each=each)
-
-    def forward(self, x: Sides) -> Tensor:
-        x_tasks = x_shared = x_experts = x
-        if self.each:
-            assert isinstance(x, Tensor)
-            x_tasks, x_shared = x[..., :-1, :], x[..., -1:, :]
-            x_experts = x.movedim(-2, 0).index_select(0, self.stream).movedim(0, -2)  # as experts lay it out
-        gate = self.gates(x_tasks)  # [..., T, m + s]
-        # As weights of all experts, zero for those of other tasks: one product of a few larger matrices is much faster.
-        mine = torch.eye(self.tasks, device=gate.device).unsqueeze(-1)  # [T, T, 1]
-        of_own = (gate[..., : self.specific].unsqueeze(-2) * mine).flatten(-2)
-        gate = torch.cat([of_own, gate[..., self.specific :]], -1)  # [..., T, T m + s]
-        if self.shared_gate is not None:
-            gate = torch.cat([gate, self.shared_gate(x_shared)], -2)
-        return mixtures(gate, self.experts(x_experts))

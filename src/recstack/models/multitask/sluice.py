@@ -86,8 +86,8 @@ class Sluice(MultiTask):
             total = total + beta.unsqueeze(-1) * x
         return self.answer(total, batch, plus)  # type: ignore[arg-type]
 
-    def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {**super().losses(batch), "subspaces": self.orthogonality * self.overlap()}
+    def auxiliary_losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return super().auxiliary_losses(batch) | {"subspaces": self.orthogonality * self.overlap()}
 
     def overlap(self) -> Tensor:
         """The squared inner products of the weights of different subspaces, of all tasks and layers."""

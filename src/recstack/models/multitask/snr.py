@@ -5,7 +5,6 @@ https://doi.org/10.1609/aaai.v33i01.3301216
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import ClassVar, Self
@@ -17,104 +16,14 @@ from recstack.errors import ConfigError
 from recstack.models.base import Model
 from recstack.models.trunk import MultiTask
 from recstack.nn.experts import Experts
+from recstack.nn.routing import Averaged, Connections, Pairs, Transformed
 from recstack.schema import Schema
-
-Pairs = Sequence[Sequence[int]]
-
-
-class _Connections(nn.Module):
-    r"""What flows from J sub-networks to I: ``[..., J, A] → [..., I, B]``. A subclass says how, by z ``[I, J]``.
-
-    z is hard-concrete (Louizos et al., ICLR 2018), drawn once a batch in training and a number in evaluation:
-
-    .. math:: z = \mathrm{clip}\big(\sigma((\log u - \log(1 - u) + \log \alpha) / \beta) (\zeta - \gamma) + \gamma\big), \qquad
-        \hat z = \mathrm{clip}\big(\sigma(\log \alpha) (\zeta - \gamma) + \gamma\big)
-
-    Nearly all begin open. `pairs`: the connections (i, j) that there are; None is all.
-    """
-
-    beta, gamma, zeta = 2 / 3, -0.1, 1.1
-    by_pair: ClassVar[tuple[str, ...]] = (
-        "log_alpha",
-    )  # parameters that each connection has; others are of the targets
-
-    def __init__(self, sources: int, targets: int, pairs: Pairs | None):
-        super().__init__()
-        every = [(i, j) for i in range(targets) for j in range(sources)]
-        self.sources, self.targets = sources, targets
-        self.pairs: list[tuple[int, int]] = every if pairs is None else [tuple(p) for p in pairs]  # type: ignore[misc]
-        for pair in self.pairs:
-            if pair not in every:
-                raise ConfigError(
-                    f"There is no connection {pair} of (to, from) between {sources} and {targets} networks."
-                )
-        where = torch.tensor([i * sources + j for i, j in self.pairs], dtype=torch.long)
-        self.where: Tensor
-        self.register_buffer("where", where, persistent=False)
-        self.log_alpha = nn.Parameter(2.0 + 0.01 * torch.randn(len(self.pairs)))
-
-    def gates(self) -> Tensor:
-        """z of the connections that there are ``[n]``."""
-        if self.training:
-            u = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
-            s = ((u.log() - (1 - u).log() + self.log_alpha) / self.beta).sigmoid()
-        else:
-            s = self.log_alpha.sigmoid()
-        return (s * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
-
-    def spread(self, values: Tensor) -> Tensor:
-        """``[n, ...]`` of the connections as ``[I, J, ...]``, zeros where there is none."""
-        empty = values.new_zeros(self.targets * self.sources, *values.shape[1:])
-        return empty.index_copy(0, self.where, values).unflatten(0, (self.targets, self.sources))
-
-    def l0(self) -> Tensor:
-        """The expected number of open connections."""
-        return (self.log_alpha - self.beta * math.log(-self.gamma / self.zeta)).sigmoid().sum()
-
-
-class _Transformed(_Connections):
-    r""":math:`v_i = b_i + \sum_j z_{ij} W_{ij} u_j`, and ReLU where `last` is not said."""
-
-    by_pair = ("log_alpha", "weight")
-
-    def __init__(self, sources: int, targets: int, pairs: Pairs | None, width: int, out: int, *, last: bool):
-        super().__init__(sources, targets, pairs)
-        self.last = last
-        self.weight = nn.Parameter(torch.empty(len(self.pairs), width, out))
-        for one in self.weight:
-            nn.init.xavier_normal_(one)
-        self.bias = nn.Parameter(torch.zeros(targets, out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.spread(self.gates()[:, None, None] * self.weight)  # [I, J, A, B]
-        v = (x.flatten(-2) @ weight.permute(1, 2, 0, 3).flatten(2).flatten(0, 1)).unflatten(-1, self.bias.shape)
-        v = v + self.bias.to(v.dtype)
-        return v if self.last else v.relu()
-
-
-class _Averaged(_Connections):
-    r""":math:`v_i = \sum_j z_{ij} u_j`, and a fully connected layer on it where `last` is not said."""
-
-    def __init__(self, sources: int, targets: int, pairs: Pairs | None, width: int, out: int, *, last: bool):
-        super().__init__(sources, targets, pairs)
-        self.weight = self.bias = None
-        if not last:
-            self.weight = nn.Parameter(torch.empty(targets, width, out))
-            for one in self.weight:
-                nn.init.xavier_normal_(one)
-            self.bias = nn.Parameter(torch.zeros(targets, out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        v = self.spread(self.gates()).to(x.dtype) @ x
-        if self.weight is None or self.bias is None:
-            return v
-        return (torch.einsum("...ia,iab->...ib", v, self.weight) + self.bias.to(v.dtype)).relu()
 
 
 class _SNR(MultiTask):
     """Levels of sub-networks, the tasks on top; a subclass says what a connection is."""
 
-    kind: ClassVar[type[_Transformed] | type[_Averaged]]
+    kind: ClassVar[type[Transformed] | type[Averaged]]
 
     def __init__(
         self,
@@ -157,9 +66,9 @@ class _SNR(MultiTask):
             x = self.dropout(level(x))
         return self.answer(x, batch, plus)
 
-    def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def auxiliary_losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         open_ones = torch.stack([level.l0() for level in self.connections]).sum()  # type: ignore[operator]
-        return {**super().losses(batch), "l0": self.l0 * open_ones}
+        return super().auxiliary_losses(batch) | {"l0": self.l0 * open_ones}
 
     @torch.no_grad()
     def prune(self) -> Self:
@@ -171,7 +80,7 @@ class _SNR(MultiTask):
         if self.bits is not None:
             raise ConfigError("Prune the model before its tables are quantised.")
         was, _ = self.training, self.eval()
-        levels: list[_Connections] = list(self.connections)  # type: ignore[arg-type]
+        levels: list[Connections] = list(self.connections)  # type: ignore[arg-type]
         kept = [[p for p, z in zip(c.pairs, c.gates().tolist(), strict=True) if z > 0] for c in levels]
         self.train(was)
         live = [list(range(len(self.names)))]  # sub-networks that are read, from the lowest level to the tasks
@@ -234,7 +143,7 @@ class SNRTrans(_SNR):
     ['cart', 'carted', 'click', 'order', 'ordered']
     """
 
-    kind = _Transformed
+    kind = Transformed
 
 
 class SNRAver(_SNR):
@@ -273,4 +182,4 @@ class SNRAver(_SNR):
     True
     """
 
-    kind = _Averaged
+    kind = Averaged

@@ -71,8 +71,8 @@ class SoftSharing(MultiTask):
         x, plus = self.trunk(batch)
         return self.answer(self.networks(x), batch, plus)
 
-    def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {**super().losses(batch), "distance": self.l2 * self.distance()}
+    def auxiliary_losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return super().auxiliary_losses(batch) | {"distance": self.l2 * self.distance()}
 
     def distance(self) -> Tensor:
         """The squared distance of the networks' weights, summed over pairs of tasks."""

@@ -81,10 +81,14 @@ class DIEN(Model):
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         slots, states = self._states(batch)
         out = tasks.losses(self._logits(batch, slots, states), batch, self.schema)
-        if self.alpha:
-            each = [self._auxiliary(batch, h, slots, states[h.name]) for h in self.schema.histories]
-            out["auxiliary"] = self.alpha * torch.stack(each).mean()
-        return out
+        return out | self._judged(batch, slots, states) if self.alpha else out
+
+    def auxiliary_losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._judged(batch, *self._states(batch)) if self.alpha else {}
+
+    def _judged(self, batch: Mapping[str, Tensor], slots: Slots, states: dict[str, Tensor]) -> dict[str, Tensor]:
+        each = [self._auxiliary(batch, h, slots, states[h.name]) for h in self.schema.histories]
+        return {"auxiliary": self.alpha * torch.stack(each).mean()}
 
     def _states(self, batch: Mapping[str, Tensor]) -> tuple[Slots, dict[str, Tensor]]:
         slots = self.inputs(batch)

@@ -100,6 +100,9 @@ class NeuralLinear(Model):
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.heads(*self.hidden(batch))
 
+    def auxiliary_losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.trunk.auxiliary_losses(batch)
+
     @torch.no_grad()
     def observe(self, batch: Mapping[str, Tensor]) -> Self:
         """Add a batch, with labels, to what the regressions know; rows that are padding or lack the label do not count."""

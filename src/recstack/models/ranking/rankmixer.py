@@ -87,11 +87,15 @@ class RankMixer(Model):
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logits, gates = self._logits(batch)
         out = tasks.losses(logits, batch, self.schema)
-        if self.sparsity and gates:
-            used = torch.stack([gate.float().sum((-2, -1)) for gate in gates])  # [layers, R, L]
-            live = batch.get("@mask", torch.ones_like(used[0], dtype=torch.bool))
-            out["routing"] = self.sparsity * (used * live).sum() / (len(gates) * live.sum().clamp(min=1))
-        return out
+        return out | self._routing(gates, batch) if self.sparsity else out
+
+    def auxiliary_losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._routing(self._logits(batch)[1], batch) if self.sparsity else {}
+
+    def _routing(self, gates: list[Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        used = torch.stack([gate.float().sum((-2, -1)) for gate in gates])  # [layers, R, L]
+        live = batch.get("@mask", torch.ones_like(used[0], dtype=torch.bool))
+        return {"routing": self.sparsity * (used * live).sum() / (len(gates) * live.sum().clamp(min=1))}
 
     def _logits(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Logits, and the gates of each layer ``[R, L, T, experts]`` where there are several experts."""

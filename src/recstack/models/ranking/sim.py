@@ -93,15 +93,19 @@ class SIM(Model):
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         slots = self.inputs(batch)
         out = tasks.losses(self._logits(batch, slots), batch, self.schema)
-        if self.soft and self.alpha:
-            parts = []
-            for h in self.schema.histories:
-                target = self._target(slots, h)
-                parts += [self.searches[h.name].weighted(target, *slots.sequence(h.name)), target]  # type: ignore
-            logits = self.guides(self.guide(torch.cat(parts, -1), batch.get("@mask")))
-            own = tasks.losses(logits, batch, self.schema)
-            out |= {f"{name}@search": self.alpha * value for name, value in own.items()}
-        return out
+        return out | self._searching(batch, slots) if self.soft and self.alpha else out
+
+    def auxiliary_losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._searching(batch, self.inputs(batch)) if self.soft and self.alpha else {}
+
+    def _searching(self, batch: Mapping[str, Tensor], slots: Slots) -> dict[str, Tensor]:
+        """What the first stage learns from: the tasks' losses of all steps, weighted softly."""
+        parts = []
+        for h in self.schema.histories:
+            target = self._target(slots, h)
+            parts += [self.searches[h.name].weighted(target, *slots.sequence(h.name)), target]  # type: ignore
+        own = tasks.losses(self.guides(self.guide(torch.cat(parts, -1), batch.get("@mask"))), batch, self.schema)
+        return {f"{name}@search": self.alpha * value for name, value in own.items()}
 
     def _target(self, slots: Slots, h: History) -> Tensor:
         return torch.cat([slots[name] for name in h.of], -1)  # [R, L, W]
