@@ -120,7 +120,7 @@ def test_the_report_says_whether_pre_ranker_and_ranker_agree(fitted, parts):
     requests = fitted.requests_of(columns, rows, fitted.encoder.encode(past))
     merged = fitted.retrieve(requests)
     first, _ = fitted._until("ranker", requests, found=merged)  # the pre-ranker's order, cut at 30
-    theirs = fitted._known_of(merged.ids, requests, "ranker")
+    theirs = fitted.known_of(merged.ids, requests, "ranker")
     batch = stage_batch(fitted.ranker.schema, requests.batch, merged, fitted.encoder.catalog, fitted.scaled(theirs))
     score = fitted.logits(fitted.ranker, batch, "ranker")[0].masked_fill(~merged.mask, -torch.inf).detach()
     best = merged.ids.gather(1, score.argsort(dim=1, descending=True, stable=True))[:, :5].tolist()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # a log brings polars, which serving does without
 
 Trace = dict[str, Any]
 LEARNED = ("pre_ranker", "ranker", "reranker")
+EXPLORES = ("draw", "bounds")
 PRE_RANKED = 20_000  # lists that teach a pre-ranker enough; scoring all candidates for more is the slowest step
 PAGES = 8_000  # users whose whole lists teach calibrator and re-ranker
 BLOCK = 256  # requests asked at a time, times hundreds of candidates each
@@ -50,6 +51,9 @@ class Cascade:
         fusion: an expression over the ranker's tasks, as in ``"click * like ** 0.3 * log1p(watch_time)"`` (see `rs.Fusion`), by
             which ranked candidates are ordered and cut instead. It can be changed at any time, ``cascade.fusion = "..."``, for
             nothing learns from it: calibrator and re-ranker go on reading the logit of `task`.
+        explore: "draw" or "bounds", for a ranker that knows how sure it is (`rs.ranking.NeuralLinear`): its draws, or upper confidence
+            bounds, order and cut its candidates, as a fusion would, and may be changed as freely. `recstack.serving.learning.learn`
+            lets it learn from events.
         merge: options of `Candidates.merge`: its rule, quotas or weights, by the retrievers' names. ``{"weights": "learned"}``
             lets `fit` find them, by `merge_weights`, on held-out events.
 
@@ -77,6 +81,7 @@ class Cascade:
         keep_ranked: int = 50,
         task: str | None = None,
         fusion: str | Fusion | None = None,
+        explore: str | None = None,
         merge: Mapping[str, Any] | None = None,
     ):
         if not retrievers:
@@ -87,7 +92,7 @@ class Cascade:
         self.pre_ranker, self.ranker, self.reranker, self.calibrator = pre_ranker, ranker, reranker, calibrator
         self.candidates, self.keep_pre_ranked, self.keep_ranked = candidates, keep_pre_ranked, keep_ranked
         self.task, self.merge = task, dict(merge or {})
-        self.fusion = fusion
+        self.fusion, self.explore = fusion, explore
         names = [r.name for r in self.retrievers]
         if len(set(names)) < len(names):
             raise ConfigError(f"Two retrievers have one name among {', '.join(names)}; give one of them another .name.")
@@ -106,8 +111,23 @@ class Cascade:
     def fusion(self, expression: str | Fusion | None) -> None:
         if expression is not None and self.ranker is None:
             raise ConfigError("A fusion is of the ranker's tasks; give ranker= too.")
+        if expression is not None and getattr(self, "_explore", None) is not None:
+            raise ConfigError("This cascade explores, and only one thing can order the ranked; set explore=None first.")
         single = [t.name for t in self.ranker.schema.tasks if t.kind != "multiclass"] if self.ranker is not None else []
         self._fusion = None if expression is None else Fusion(str(expression), tasks=single)
+
+    @property
+    def explore(self) -> str | None:
+        """How the ranker explores: "draw", "bounds", or None."""
+        return self._explore
+
+    @explore.setter
+    def explore(self, way: str | None) -> None:
+        if way not in (None, *EXPLORES):
+            raise unknown("way to explore", way, EXPLORES)
+        if way is not None and (self.fusion is not None or not hasattr(self.ranker, way)):
+            raise ConfigError(f"explore={way!r} orders by rs.ranking.NeuralLinear as the ranker, and without a fusion.")
+        self._explore = way
 
     def _models(self) -> list[Any]:
         stages = [*self.retrievers, self.pre_ranker, self.ranker, self.reranker]
@@ -249,6 +269,10 @@ class Cascade:
             Trainer(model, **options).fit(loader)
             model.fitted = True
             model.eval()
+            if hasattr(model, "observe"):  # a regression on what it has just learned to see
+                model.forget()
+                for batch in Loader(data, batch_size):  # type: ignore[arg-type]
+                    model.observe(batch)
 
     def training_lists(
         self, columns: Columns, past: Columns, stage: str, *, negatives: int, seed: int = 0
@@ -287,7 +311,7 @@ class Cascade:
             ids = torch.cat([own[:, None], drawn], 1)
             if rest is not None:
                 ids = torch.cat([ids, rest], 1)
-            known = self._known_of(ids, requests, stage)
+            known = self.known_of(ids, requests, stage)
             blocks.append((ids, known, part))
         if not blocks:
             raise DataError(
@@ -325,7 +349,7 @@ class Cascade:
             found, known = self._until("reranker", self.requests_of(columns, rows[start : start + BLOCK], past))
             logit = found.source.get(
                 "ranker", found.scores
-            ).nan_to_num()  # its scores are those of a fusion, if there is one
+            ).nan_to_num()  # its scores are those of a fusion or of exploration, if there is one
             ids, scores, mask = (_wide(x, self.keep_ranked) for x in (found.ids, logit, found.mask))
             wide = Candidates(ids, scores, mask)
             parts.append((wide, {n: _wide(v, self.keep_ranked) for n, v in known.items()}, truth.hits(wide.ids, start)))
@@ -351,7 +375,7 @@ class Cascade:
 
     # -- running ------------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def _known_of(self, ids: Tensor, requests: Requests, stage: str) -> dict[str, Tensor]:
+    def known_of(self, ids: Tensor, requests: Requests, stage: str) -> dict[str, Tensor]:
         """What retrievers, and the pre-ranker for a ranker, say of given items; unscaled."""
         known = {f"score_{r.name}": r.pair_scores(requests, ids) for r in self._asked()}
         wanted = {f.name for f in getattr(self, stage).schema.by_role("pair")}
@@ -442,7 +466,7 @@ class Cascade:
         return scores[name], hidden
 
     def scores(self, model: Model, batch: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], Tensor | None]:
-        """As `logits`, ``{name: score}``; for the ranker of a cascade with a fusion also "fusion", which orders."""
+        """As `logits`, ``{name: score}``; of a ranker with a fusion or exploration also "fusion" or "explored", which orders."""
         wants = name == "ranker" and self.reranker is not None
         wants = wants and any(f.name == "hidden_ranker" for f in self.reranker.schema.by_role("pair"))  # type: ignore[union-attr]
         task = model.schema.task(self.task) if self.task else model.schema.tasks[0]
@@ -451,6 +475,8 @@ class Cascade:
         scores, fusion = {name: tasks.score(logits[task.name], task)}, self.fusion
         if fusion is not None and name == "ranker":
             scores["fusion"] = fusion(tasks.predictions(logits, model.schema))
+        if self.explore is not None and name == "ranker":
+            scores["explored"] = getattr(model, self.explore)(batch)[task.name]
         return scores, hidden
 
     @torch.no_grad()
@@ -562,8 +588,14 @@ class Cascade:
             parallel = name in self.names
             dropped = 0 if before is None or parallel or name == "merged" else len(before - here)
             seconds = trace["seconds"].get("merge" if name == "merged" else name, 0.0)
-            by = "fusion" if name == "ranker" and self.fusion is not None else name
-            items = [{"item": row["item"], "score": row["sources"].get(by, row["score"])} for row in rows]
+            orders = ("fusion", "explored", name) if name == "ranker" else (name,)
+            items = [
+                {
+                    "item": row["item"],
+                    "score": next((row["sources"][n] for n in orders if n in row["sources"]), row["score"]),
+                }
+                for row in rows
+            ]
             stages.append({"name": name, "seconds": seconds, "kept": len(rows), "dropped": dropped, "items": items})
             if place in trace.get("rules", {}):
                 step: Step = trace["rules"][place]
@@ -605,6 +637,7 @@ class Cascade:
             "keep_ranked": self.keep_ranked,
             "task": self.task,
             "fusion": None if self.fusion is None else str(self.fusion),
+            "explore": self.explore,
             "merge": self.merge,
             "scales": {n: list(s) for n, s in self.scales.items()},
         }
@@ -639,6 +672,7 @@ class Cascade:
             keep_ranked=config["keep_ranked"],
             task=config["task"],
             fusion=config.get("fusion"),
+            explore=config.get("explore"),
             merge=config.get("merge"),
         )
         new.encoder = encoder

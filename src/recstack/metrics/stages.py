@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -32,7 +36,8 @@ def stage_recall(
     if kept is not None and kept < k:
         raise ConfigError(f"A pre-ranker keeps at least what the ranker is asked for; got kept={kept} for k={k}.")
     first = (_place(ranker, where) < k).double()
-    return recall(score, first, where=where, k=k if kept is None else kept, reduction=reduction)
+    with _order_of_input():
+        return recall(score, first, where=where, k=k if kept is None else kept, reduction=reduction)
 
 
 def stage_ndcg(
@@ -47,7 +52,16 @@ def stage_ndcg(
     tensor(0.4796, dtype=torch.float64)
     """
     grade = (k - _place(ranker, where)).clamp(min=0).double()
-    return ndcg(score, grade, where=where, k=k, gain="linear", reduction=reduction)
+    with _order_of_input():
+        return ndcg(score, grade, where=where, k=k, gain="linear", reduction=reduction)
+
+
+@contextmanager
+def _order_of_input() -> Iterator[None]:
+    """Without the warning that it decides: a stage cuts ties by the order in which candidates came."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "In .* of the lists")
+        yield
 
 
 def _place(score: Tensor, where: Tensor | None) -> Tensor:
