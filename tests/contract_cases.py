@@ -1215,6 +1215,21 @@ CASES = [
         band=0.9,
     ),
     Case(
+        multitask.DCMT,
+        {
+            "dim": 6,
+            "hidden": (16, 8),
+            "bond": 0.05,
+            "floor": 0.1,
+            "norm": "batch",
+            "dropout": 0.1,
+            "history": "attention",
+            "trunk": partial(multitask.SharedBottom, hidden=(12,), towers=(6,)),
+        },
+        testing.schema(tasks=DEBIASED),
+        band=0.8,
+    ),
+    Case(
         multitask.DFM,
         {
             "dim": 6,
@@ -1406,7 +1421,9 @@ CASES = [
         {
             "dim": 6,
             "hidden": (16, 8),
-            "form": "scaling",
+            "form": "binary",
+            "sparsity": (0.2, 0.6),
+            "strength": 0.02,
             "dropout": 0.1,
             "history": "attention",
             "trunk": partial(ranking.DeepFM, hidden=(12,)),

@@ -1,5 +1,8 @@
 """ESCM2 and its losses: unbiased where the theory says so, and none of the slips that others made."""
 
+import math
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +11,7 @@ from recstack import testing
 from recstack.errors import ConfigError, SchemaError
 from recstack.features import tasks
 from recstack.losses import doubly_robust, inverse_propensity
-from recstack.models.multitask import ESCM2
+from recstack.models.multitask import DCMT, ESCM2, MMoE
 from recstack.schema import Task
 
 CHAIN = (Task("click"), Task("order", given="click", weight=0.1), Task("ordered", product=("click", "order")))
@@ -127,6 +130,51 @@ def test_conversions_are_measured_where_they_are_asked_for():
     assert meters["order/logloss"].compute().item() == pytest.approx(
         (loss / batch["@weight"][clicked].sum()).item(), rel=1e-4
     )
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_dcmt_by_the_equation(each):
+    schema = testing.schema(tasks=CHAIN)
+    trunk = partial(MMoE, experts=2, hidden=(6,), towers=(4,)) if each else None
+    model = testing.wake(DCMT(schema, dim=4, hidden=(6,), bond=0.3, floor=0.2, trunk=trunk)).eval()
+    batch = testing.batch(schema, 12, 3, mask=True, weight=True)
+    batch["order@label"][0, 0] = torch.nan
+    losses, found = model.losses(batch), model.predict(batch)
+    click, order = batch["click@label"], batch["order@label"]
+    x = model.trunk(batch)[0]
+    twin = model.twins["order"](model.twin_towers(x[..., 1:2, :] if each else x)[..., 0, :]).squeeze(-1).sigmoid()
+    total, sums = 0.0, [0.0, 0.0, 0.0, 0.0]
+    for i in batch["@mask"].nonzero().tolist():
+        o, y, p, w = (float(t[tuple(i)]) for t in (click, order, found["click"], batch["@weight"]))
+        mine, other = float(found["order"][tuple(i)]), float(twin[tuple(i)])
+        if o == 1 and y != y:
+            continue
+        if o == 1:
+            ratio = w / max(p, 0.2)
+            sums[0] += ratio * -(y * math.log(mine) + (1 - y) * math.log(1 - mine))
+            sums[1] += ratio
+        else:
+            sums[2] += w / max(1 - p, 0.2) * -math.log(other)
+            sums[3] += w / max(1 - p, 0.2)
+        total += w
+    live = batch["@mask"] & ~((click == 1) & order.isnan())
+    apart = ((1 - found["order"] - twin).abs() * batch["@weight"])[live].sum() / total
+    expected = 0.1 * (sums[0] / sums[1] + sums[2] / sums[3] + 0.3 * float(apart.detach()))
+    assert float(losses["order"].detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_dcmt_learns_of_what_was_not_clicked_by_its_twin_alone_and_no_gradient_goes_through_the_propensity():
+    schema = testing.schema(tasks=CHAIN[:2])
+    for bond in (0.0, 1.0):
+        model = testing.wake(DCMT(schema, dim=4, hidden=(6,), bond=bond))
+        batch = testing.batch(schema, 12, 3)
+        batch["click@label"][:] = 0
+        model.losses(batch)["order"].backward()
+        assert model.heads.layers["click"].weight.grad is None
+        assert model.twins["order"].weight.grad.any()
+        assert bool(model.heads.layers["order"].weight.grad.any()) == bool(bond)
+    with pytest.raises(SchemaError, match="and none is declared"):
+        DCMT(testing.schema(tasks=(Task("click"),)))
 
 
 def test_escm2_says_what_it_needs():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -113,6 +114,50 @@ def test_weighing_or_calibrating_undoes_the_fake_negatives():
     biased = rate(bce)
     assert_close(biased.sigmoid(), p / (1 + p), atol=1e-4, rtol=0)
     assert_close(true_from_stream(biased).sigmoid(), p, atol=1e-3, rtol=0)
+
+
+P, RATE, WINDOW, NOW = 0.3, 0.5, 1.0, 40.0
+
+
+def clicks(rows=100_000, seed=0):
+    """Clicks over thirty days, of which 0.3 convert after an exponential delay of two days on average."""
+    g = np.random.default_rng(seed)
+    time = g.uniform(0, 30, rows)
+    happened = np.where(g.random(rows) < P, time + g.exponential(1 / RATE, rows), np.nan)
+    return pl.DataFrame({"time": time, "order_time": happened}).with_columns(pl.col("order_time").fill_nan(None))
+
+
+def test_the_labels_of_both_helpers_have_the_rates_of_the_papers():
+    late = P * math.exp(-RATE * WINDOW)
+    settled = delays.settled(clicks(), window=WINDOW)
+    assert settled["delayed"].mean() == pytest.approx(late, abs=0.005)
+    assert settled["never"].mean() == pytest.approx((1 - P) / (1 - P + late), abs=0.005)
+    shifted = delays.shifted(clicks(), NOW, 20.0, unit=1.0).filter(pl.col("elapsed") < 3)
+    for name, chance in (
+        ("arrived", lambda e: 1 - np.exp(-RATE * e)),
+        ("never", lambda e: (1 - P) / (1 - P + P * np.exp(-RATE * e))),
+    ):
+        rows = shifted.filter(pl.col(name).is_not_null())
+        assert rows[name].mean() == pytest.approx(chance(rows["elapsed"].to_numpy()).mean(), abs=0.025)
+
+
+def test_weighing_by_the_true_probabilities_gives_the_true_rate_on_either_kind_of_rows():
+    late = P * math.exp(-RATE * WINDOW)
+    stream = delays.stream(clicks(), NOW, window=WINDOW, since=10.0).filter(pl.col("seen") < 30)
+    y = stream["order"].to_numpy()
+    assert y.mean() == pytest.approx(P / (1 + late), abs=0.01)
+    w = delays.elapsed_weight(y, np.full_like(y, late), np.full_like(y, (1 - P) / (1 - P + late)))
+    assert (w * y).sum() / w.sum() == pytest.approx(P, abs=0.01)
+
+    known = delays.as_of(clicks(), 30.0, unit=1.0)
+    y, age = known["order"].to_numpy(), 30.0 - known["time"].to_numpy()
+    some = age > 0.1
+    y, age = y[some], age[some]
+    assert y.mean() < P - 0.01
+    arrived = 1 - np.exp(-RATE * age)
+    w = delays.shift_weight(y, arrived, (1 - P) / (1 - P * arrived))
+    assert (w * y).sum() / w.sum() == pytest.approx(P, abs=0.01)
+    assert delays.shift_weight(np.ones(1), np.zeros(1), np.ones(1), floor=0.1) == pytest.approx(10)
 
 
 def test_weights_of_positives_are_taken_back():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
 from recstack.errors import DataError
@@ -88,6 +89,102 @@ def stream(
     rows = pl.concat([first, again]).filter(pl.col("seen") <= now)
     rows = rows if since is None else rows.filter(pl.col("seen") > since)
     return rows.sort("seen", maintain_order=True)
+
+
+def settled(
+    events: pl.DataFrame,
+    *,
+    time: str = "time",
+    happened: str = "order_time",
+    window: float,
+) -> pl.DataFrame:
+    """The events with what `elapsed_weight` asks of a model: labels of rows so old that all their conversions have come.
+
+    Returns:
+        the events with `delayed` (1 where it converts, but not within `window`) and `never` (1 where it does not convert, 0
+        where it does so after the window, null where it has converted by then).
+
+    Raises:
+        DataError: a column that is missing, or a conversion before its row.
+
+    >>> events = pl.DataFrame({"time": [0, 0, 0], "order_time": [3, 8, None]})
+    >>> settled(events, window=5)["delayed", "never"].rows()
+    [(0.0, None), (1.0, 0.0), (0.0, 1.0)]
+    """
+    _check(events, time, happened)
+    ever = pl.col(happened).is_not_null()
+    early = (pl.col(happened) <= pl.col(time) + window).fill_null(False)
+    never = pl.when(~early).then((~ever).cast(pl.Float32))
+    return events.with_columns((ever & ~early).cast(pl.Float32).alias("delayed"), never.alias("never"))
+
+
+def shifted(
+    events: pl.DataFrame,
+    now: float,
+    deadline: float,
+    *,
+    time: str = "time",
+    happened: str = "order_time",
+    unit: float = DAY,
+) -> pl.DataFrame:
+    """The events with what `shift_weight` asks of a model: how they looked at an earlier `deadline`, told by what came until now.
+
+    Returns:
+        the events up to the deadline with `arrived` (1 where its conversion had come by then, 0 where it came later, null
+        where none has come), `never` (1 where none has come, 0 where one came after the deadline, null where one had come by
+        then) and `elapsed` (how old it was then, in `unit`).
+
+    Raises:
+        DataError: a column that is missing, or a conversion before its row.
+
+    >>> events = pl.DataFrame({"time": [0, 0, 4, 6], "order_time": [3, 8, None, 7]})
+    >>> shifted(events, 9, 5, unit=1)["arrived", "never", "elapsed"].rows()
+    [(1.0, None, 5.0), (0.0, 0.0, 5.0), (None, 1.0, 1.0)]
+    """
+    _check(events, time, happened)
+    had, come = ((pl.col(happened) <= moment).fill_null(False) for moment in (deadline, now))
+    return events.filter(pl.col(time) <= deadline).with_columns(
+        pl.when(come).then(had.cast(pl.Float32)).alias("arrived"),
+        pl.when(~had).then((~come).cast(pl.Float32)).alias("never"),
+        ((deadline - pl.col(time)) / unit).cast(pl.Float32).alias("elapsed"),
+    )
+
+
+def elapsed_weight(label: np.ndarray, delayed: np.ndarray, never: np.ndarray) -> np.ndarray:
+    r"""What rows of a `stream` with a window weigh, so that its rates are the true ones (ES-DFM).
+
+    .. math:: y\, (1 + d) + (1 - y)\, (1 + d)\, n
+
+    Args:
+        label: y, as the stream has it.
+        delayed: d, the probability that the row converts after the window.
+        never: n, the probability that one that has not converted within the window never does.
+
+    Yang et al., AAAI 2021, https://arxiv.org/abs/2012.03245
+
+    >>> elapsed_weight(np.array([1.0, 0.0]), np.array([0.25, 0.25]), np.array([0.5, 0.5])).tolist()
+    [1.25, 0.625]
+    """
+    return (1 + delayed) * (label + (1 - label) * never)
+
+
+def shift_weight(label: np.ndarray, arrived: np.ndarray, never: np.ndarray, floor: float = 0.02) -> np.ndarray:
+    r"""What rows weigh that are labelled by what has come so far (`as_of`), so that their rates are the final ones (FSIW).
+
+    .. math:: y / \max(a, a_{\min}) + (1 - y)\, n
+
+    Args:
+        label: y, 1 where the conversion has come.
+        arrived: a, the probability that the conversion of a row of this age, if there is one, has come.
+        never: n, the probability that one of this age whose conversion has not come has none.
+        floor: least a: bounds the weights at the price of a little bias.
+
+    Yasui et al., WWW 2020, https://doi.org/10.1145/3366423.3380032
+
+    >>> shift_weight(np.array([1.0, 0.0]), np.array([0.5, 0.5]), np.array([0.75, 0.75])).tolist()
+    [2.0, 0.75]
+    """
+    return label / np.maximum(arrived, floor) + (1 - label) * never
 
 
 def _check(events: pl.DataFrame, time: str, happened: str) -> None:

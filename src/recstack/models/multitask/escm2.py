@@ -5,8 +5,7 @@ https://arxiv.org/abs/2204.05125
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import reduce
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +13,14 @@ from torch import Tensor
 
 from recstack.errors import SchemaError, unknown
 from recstack.features import tasks
-from recstack.losses import doubly_robust, inverse_propensity, product_logit
+from recstack.losses import doubly_robust, inverse_propensity
 from recstack.models.base import Model
+from recstack.models.entire_space import asked
 from recstack.models.trunk import MultiTask
 from recstack.nn.experts import TaskTowers
 from recstack.nn.mlp import linear
 from recstack.nn.names import ByName
-from recstack.schema import Schema, Task
+from recstack.schema import Schema
 
 METHODS = ("dr", "ips")
 
@@ -117,19 +117,9 @@ class ESCM2(MultiTask):
         imputed = self._imputed(x, batch.get("@mask"))
         for name in self.after:
             task = self.schema.task(name)
-            label, seen, weight = tasks.target(batch, self.schema, task)
-            live, chances = seen, []
-            for above in self._above(task):
-                known = tasks.target(batch, self.schema, above)
-                live = live | known.where & (known.label == 0)
-                chances.append(tasks.score(logits[above.name], above))
-            options = {
-                "where": live,
-                "weight": weight,
-                "floor": self.floor,
-                "self_normalised": self.self_normalised,
-            }
-            propensity = reduce(product_logit, chances).sigmoid()
+            label, seen, missed, weight, propensity = asked(logits, batch, self.schema, task)
+            options = {"where": seen | missed, "weight": weight, "floor": self.floor}
+            options["self_normalised"] = self.self_normalised
             error = _error(logits[name], label)
             if imputed is None:
                 out[name] = task.weight * inverse_propensity(error, seen, propensity, **options)
@@ -151,12 +141,6 @@ class ESCM2(MultiTask):
         h = self.imputers(x, mask)
         with torch.autocast(h.device.type, enabled=False):
             return {n: self.imputed[n](v).squeeze(-1) for n, v in zip(self.after, h.float().unbind(-2), strict=True)}
-
-    def _above(self, task: Task) -> Iterator[Task]:
-        """The tasks that it is given, one behind the other."""
-        while task.given is not None:
-            task = self.schema.task(task.given)
-            yield task
 
 
 def _error(logit: Tensor, label: Tensor) -> Tensor:
