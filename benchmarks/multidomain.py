@@ -21,9 +21,7 @@ rows is kept, and a run ends after two without a better one. What else a model h
 
 from __future__ import annotations
 
-import argparse
 import inspect
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +95,7 @@ DATA = {
 ROWS: dict[str, dict[str, Any]] = {"DomainTowers": {"hidden": (128, 64), "towers": (32,)}}
 
 
-def names() -> list[str]:
+def names(data: str) -> list[str]:
     """The lines of a table: both baselines, then every multi-domain model of the catalogue."""
     from recstack import catalog
 
@@ -194,7 +192,7 @@ def run(name: str, data: Data, seed: int, epochs: int) -> dict[str, Any]:
 
 def table(path: Path) -> str:
     """Markdown, a table for each data set; what was not run is not in it."""
-    every, out = multitask.read(path), []
+    every, out = pages.read(path), []
     for data in DATA:
         found = {n: s for (d, n), s in every.items() if d == data}
         found = {n: found[n] for n in [MERGED, SEPARATE, *sorted(set(found) - {MERGED, SEPARATE})] if n in found}
@@ -233,33 +231,5 @@ def _gain(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
     return "" if said["gain"] is None else f"{said['gain']:+.4f}{' (noise)' if said['verdict'] == 'noise' else ''}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
-    parser.add_argument("--model", nargs="+", help="lines of the tables; all by default")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="at most")
-    parser.add_argument("--limit", type=int, help="rows of each part, for a try")
-    parser.add_argument("--data-dir", help="folder of the public data sets; RECSTACK_DATA by default")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="file that the lines are appended to")
-    parser.add_argument("--page", type=Path, default=PAGE, help="page that the tables are drawn into")
-    parser.add_argument("--table", action="store_true", help="train nothing, only draw")
-    args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    made: dict[str, Data] = {}
-    for seed, name in [(s, n) for s in args.seeds for n in args.data] if not args.table else ():
-        for model in args.model or names():
-            here = model in (MERGED, SEPARATE) or hasattr(rs.multidomain, model)
-            if not here or seed in multitask.read(args.out).get((name, model), {}):
-                continue
-            made[name] = made.get(name) or DATA[name](args.data_dir, args.limit)
-            line = json.dumps({"data": name, "model": model, "seed": seed, **run(model, made[name], seed, args.epochs)})
-            print(line, flush=True)
-            with args.out.open("a", encoding="utf8") as file:
-                file.write(line + "\n")
-            pages.put(table(args.out), args.page, BEGIN, END)
-    pages.put(table(args.out), args.page, BEGIN, END)
-
-
 if __name__ == "__main__":
-    main()
+    pages.by_model(__doc__, DATA, names, run, table, (RESULTS, PAGE, BEGIN, END), epochs=EPOCHS)

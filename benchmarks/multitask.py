@@ -21,8 +21,6 @@ exactly the rows that count in each task's loss (`recstack.training.report`).
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from pathlib import Path
 from statistics import mean
@@ -192,16 +190,6 @@ def run(name: str, data: Data, seed: int, epochs: int) -> dict[str, Any]:
     return {"valid": valid, "test": test, **facts, "threads": torch.get_num_threads()}
 
 
-def read(path: Path) -> dict[tuple[str, str], dict[int, dict[str, Any]]]:
-    """{(data, model): {seed: its newest line}}."""
-    runs: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf8").splitlines():
-            record = json.loads(line)
-            runs.setdefault((record["data"], record["model"]), {})[record["seed"]] = record
-    return runs
-
-
 def verdicts(
     found: dict[str, dict[int, dict[str, Any]]], name: str, tasks: list[str], domain: str, metric: str
 ) -> dict[str, Any]:
@@ -212,7 +200,7 @@ def verdicts(
 
 def table(path: Path) -> str:
     """Markdown, tables for each data set; what was not run is not in them."""
-    every, lines = read(path), []
+    every, lines = pages.read(path), []
     for data in DATA:
         found = {name: seeds for (d, name), seeds in every.items() if d == data}
         found = {name: found[name] for name in [SINGLE, *sorted(set(found) - {SINGLE})] if name in found}
@@ -317,32 +305,7 @@ def _seeds(seeds: dict[int, Any]) -> str:
     return " ".join(map(str, sorted(seeds)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", choices=DATA, default=["census", "kuairand"])
-    parser.add_argument("--model", nargs="+", help="lines of the tables; all that fit by default")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="at most")
-    parser.add_argument("--limit", type=int, help="rows of each part, for a try")
-    parser.add_argument("--data-dir", help="folder of the public data sets; RECSTACK_DATA by default")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="file that the lines are appended to")
-    parser.add_argument("--page", type=Path, default=PAGE, help="page that the tables are drawn into")
-    parser.add_argument("--table", action="store_true", help="train nothing, only draw")
-    args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    made: dict[str, Data] = {}
-    for seed, name in [(s, n) for s in args.seeds for n in args.data] if not args.table else ():
-        for model in args.model or names(name):
-            if seed in read(args.out).get((name, model), {}) or not hasattr(rs.multitask, ROWS.get(model, (model,))[0]):
-                continue
-            data = made.setdefault(name, DATA[name](args.data_dir, args.limit)) if name not in made else made[name]
-            line = json.dumps({"data": name, "model": model, "seed": seed, **run(model, data, seed, args.epochs)})
-            print(line, flush=True)
-            with args.out.open("a", encoding="utf8") as file:
-                file.write(line + "\n")
-            pages.put(table(args.out), args.page, BEGIN, END)
-    pages.put(table(args.out), args.page, BEGIN, END)
-
-
 if __name__ == "__main__":
-    main()
+    pages.by_model(
+        __doc__, DATA, names, run, table, (RESULTS, PAGE, BEGIN, END), epochs=EPOCHS, default=("census", "kuairand")
+    )
