@@ -159,6 +159,7 @@ def test_nmtr_by_the_equation(interaction, carry):
         logit = logit_of(model, task, torch.cat(parts, -1)) + said
         torch.testing.assert_close(found[task], logit)
         said = logit.sigmoid() if carry == "prob" else logit
+    assert set(model.losses(batch)) == {"click", "cart", "order"}  # of keys alone, which have no trunk, too
 
 
 def test_nmtr_says_what_it_cannot_do():

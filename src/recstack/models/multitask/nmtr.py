@@ -101,6 +101,9 @@ class NMTR(MultiTask):
             width += self.mlps.width
         self.heads = _CascadedHeads(schema, width, carry)
 
+    def auxiliary_losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {} if self.mlps is None else super().auxiliary_losses(batch)  # with the keys alone there is no trunk
+
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parts, plus = [], None
         if self.keys is not None:

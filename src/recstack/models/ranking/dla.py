@@ -76,7 +76,7 @@ class DLA(Examined):
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Both losses of each biased task, the second as ``"click/position"``; those of other tasks as ever."""
         logits = self(batch)
-        out = tasks.losses(logits, batch, self.schema)
+        out = tasks.losses(logits, batch, self.schema) | self.auxiliary_losses(batch)
         if not self.training or self.places is None:
             return out
         for name, places in zip(self.biased, self.places, strict=True):

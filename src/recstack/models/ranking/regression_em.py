@@ -79,7 +79,7 @@ class RegressionEM(Examined):
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The loss of the soft label; while training, also a step of θ."""
         logits = self(batch)
-        out = tasks.losses(logits, batch, self.schema)
+        out = tasks.losses(logits, batch, self.schema) | self.auxiliary_losses(batch)
         if not self.training:
             return out
         self.steps += 1
