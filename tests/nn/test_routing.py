@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recstack.errors import ConfigError
-from recstack.nn.routing import Averaged, Transformed
+from recstack.nn.routing import Averaged, Transformed, surviving
 
 PAIRS = [(0, 0), (0, 2), (1, 1)]
 
@@ -29,6 +29,20 @@ def test_a_network_reads_the_sum_of_its_open_connections(kind, last):
             v = sum(z[n] * u[:, j] for n, j in terms)
             v = v if last else (v @ level.weight[i] + level.bias[i]).relu()
         torch.testing.assert_close(level(u)[:, i], v)
+
+
+def test_networks_that_nothing_reads_are_cut_with_their_connections():
+    """Of four networks the last is read by one of the next level that no task reads."""
+    first, second = Transformed(4, 3, [(0, 1), (1, 1), (2, 3)], 4, 5, last=False), Averaged(3, 2, None, 5, 5, last=True)
+    with torch.no_grad():
+        second.log_alpha.fill_(-9.0)
+        second.log_alpha[second.pairs.index((1, 0))] = 9.0
+    kept, live = surviving([first.eval(), second.eval()])
+    assert kept == [[(0, 1)], [(1, 0)]]
+    assert live == [[1], [0], [0, 1]]
+    found = first.cut(kept[0], live[1])
+    torch.testing.assert_close(found["weight"], first.weight[:1])
+    torch.testing.assert_close(found["bias"], first.bias[:1])
 
 
 def test_a_connection_between_networks_that_there_are_not_is_refused():

@@ -71,6 +71,11 @@ class Connections(nn.Module):
         """The expected number of open connections."""
         return (self.log_alpha - self.beta * math.log(-self.gamma / self.zeta)).sigmoid().sum()
 
+    def cut(self, pairs: Pairs, targets: Sequence[int]) -> dict[str, Tensor]:
+        """{name: parameter} of these connections and networks alone."""
+        places = [self.pairs.index((i, j)) for i, j in pairs]
+        return {name: p[places if name in self.by_pair else list(targets)] for name, p in self.named_parameters()}
+
 
 class Transformed(Connections):
     r"""SNR-Trans: :math:`v_i = b_i + \sum_j z_{ij} W_{ij} u_j`, from `width` to `out`; ReLU where `last` is not said."""
@@ -109,3 +114,18 @@ class Averaged(Connections):
         if self.weight is None or self.bias is None:
             return v
         return (torch.einsum("...ia,iab->...ib", v, self.weight) + self.bias.to(v.dtype)).relu()
+
+
+def surviving(levels: Sequence[Connections]) -> tuple[list[list[tuple[int, int]]], list[list[int]]]:
+    """What is left, in evaluation, without closed connections and without networks that nothing reads any more.
+
+    Returns:
+        the connections (to, from) of each level, and the networks between: those that the first level reads, ..., those that
+        the last one makes, all of which stay; at least one is left in each place.
+    """
+    kept = [[p for p, z in zip(c.pairs, c.gates().tolist(), strict=True) if z > 0] for c in levels]
+    live = [list(range(levels[-1].targets))]
+    for l in reversed(range(len(levels))):
+        kept[l] = [p for p in kept[l] if p[0] in live[0]]
+        live.insert(0, sorted({j for _, j in kept[l]}) or [0])
+    return kept, live

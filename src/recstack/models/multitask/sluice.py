@@ -27,7 +27,8 @@ class Sluice(MultiTask):
     Each task's layer ``[R, L, H]`` is cut into subspaces, each with a row of α; G are the weights that make them, kept
     orthogonal so that one may hold what is shared and another what is not (loss "subspaces"). β mixes all layers, which
     are therefore equally wide. α starts as in cross-stitch networks, β at the last layer, 0.9 and 0.1. Departs from the
-    paper: feed-forward layers in the place of recurrent ones.
+    paper: feed-forward layers in the place of recurrent ones, all of whose weights are kept orthogonal; their code begins
+    with equal α.
 
     Args:
         schema: a fitted schema; one task is allowed.

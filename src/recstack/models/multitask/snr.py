@@ -16,7 +16,7 @@ from recstack.errors import ConfigError
 from recstack.models.base import Model
 from recstack.models.trunk import MultiTask
 from recstack.nn.experts import Experts
-from recstack.nn.routing import Averaged, Connections, Pairs, Transformed
+from recstack.nn.routing import Averaged, Connections, Pairs, Transformed, surviving
 from recstack.schema import Schema
 
 
@@ -81,12 +81,8 @@ class _SNR(MultiTask):
             raise ConfigError("Prune the model before its tables are quantised.")
         was, _ = self.training, self.eval()
         levels: list[Connections] = list(self.connections)  # type: ignore[arg-type]
-        kept = [[p for p, z in zip(c.pairs, c.gates().tolist(), strict=True) if z > 0] for c in levels]
+        kept, live = surviving(levels)
         self.train(was)
-        live = [list(range(len(self.names)))]  # sub-networks that are read, from the lowest level to the tasks
-        for l in reversed(range(len(levels))):
-            kept[l] = [p for p in kept[l] if p[0] in live[0]]
-            live.insert(0, sorted({j for _, j in kept[l]}) or [0])
         renamed = tuple(tuple((live[l + 1].index(i), live[l].index(j)) for i, j in some) for l, some in enumerate(kept))
         counts = tuple(len(some) for some in live[:-1])
         new = type(self)(**{**self._arguments, "networks": counts, "connections": renamed})
@@ -96,9 +92,7 @@ class _SNR(MultiTask):
             by_network = value.unflatten(0, (self.bottom.experts, -1))
             state[f"bottom.first.{name}"] = by_network[live[0]].flatten(0, 1)
         for l, level in enumerate(levels):
-            places = [level.pairs.index(p) for p in kept[l]]
-            for name, value in level.named_parameters():
-                state[f"connections.{l}.{name}"] = value[places if name in level.by_pair else live[l + 1]]
+            state |= {f"connections.{l}.{n}": value for n, value in level.cut(kept[l], live[l + 1]).items()}
         new.load_state_dict(state)
         new.schema, new.fitted, new.profiles = self.schema, self.fitted, self.profiles
         return new.to(value.device).train(was)
