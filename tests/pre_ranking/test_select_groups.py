@@ -12,7 +12,7 @@ from recstack.errors import ConfigError
 from recstack.models.feature_groups import knapsack
 from recstack.models.pre_ranking import COLD, FSCD
 from recstack.models.pre_ranking.fscd import _GroupDropout
-from recstack.schema import Categorical, Numeric, Schema, Task
+from recstack.schema import Categorical, History, Numeric, Schema, Task
 
 
 def world() -> Schema:
@@ -95,6 +95,18 @@ def test_a_budget_pays_for_the_items_first():
         scout.select(None, cost=COST, budget=2.0, value=worth)
     with pytest.raises(ConfigError, match="or what a budget pays for"):
         scout.select(None, 2, cost=cost, budget=2.0)
+
+
+@pytest.mark.parametrize("kind", [COLD, FSCD])
+def test_a_sum_tells_how_long_a_history_is_and_a_mean_does_not(kind):
+    items = Categorical("item", "item", size=12)
+    schema = Schema([items, History("seen", of="item", max_len=4)], [Task("click")])
+    once = {"item": torch.tensor([[5]]), "item@seen": torch.tensor([[7, 0, 0]])}
+    thrice = {"item": once["item"], "item@seen": torch.tensor([[7, 7, 7]])}
+    for history, alike in (("mean", True), ("sum", False)):
+        torch.manual_seed(0)
+        model = testing.wake(kind(schema, dim=3, hidden=(4,), history=history)).eval()
+        assert torch.allclose(model(once)["click"], model(thrice)["click"]) is alike
 
 
 def test_fscd_by_the_equations():

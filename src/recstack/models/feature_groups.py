@@ -21,6 +21,7 @@ class ReadsGroups(Model):
         schema: a fitted schema.
         dim: embedding width.
         keep: the feature groups to read; None for all.
+        history: how a history becomes one vector, by name: "mean", or "sum", which also tells how long it is.
 
     Raises:
         ConfigError: an unknown group, or none of the items'.
@@ -28,7 +29,7 @@ class ReadsGroups(Model):
 
     place: Tensor
 
-    def __init__(self, schema: Schema, dim: int, keep: Sequence[str] | None):
+    def __init__(self, schema: Schema, dim: int, keep: Sequence[str] | None, history: str):
         super().__init__(schema)
         self.known = tuple(dict.fromkeys(_group(f) for f in schema.fields))
         for name in keep or ():
@@ -41,7 +42,7 @@ class ReadsGroups(Model):
                 f"{type(self).__name__} needs a feature group of the items to tell them apart; name one in keep=."
             )
         kept = [f.name for f in schema.fields if _group(f) in self.groups]
-        self.inputs = Inputs(self.reduced(self.groups), dim)
+        self.inputs = Inputs(self.reduced(self.groups), dim, history=history)
         self.widths = {n: w for n, w in self.inputs.widths.items() if n in kept}  # request side first
         self.plain = {n for n in kept if n in self.inputs.widths and _plain(schema.feature(n))}
         place = [self.groups.index(_group(schema.feature(n))) for n, w in self.widths.items() for _ in range(w)]

@@ -45,6 +45,7 @@ class COLD(ReadsGroups):
         gates: the squeeze-and-excitation block.
         norm: "batch", "layer" or None, in the MLP.
         dropout: in the MLP.
+        history: the pooling of histories, by name: "mean", or "sum", which also tells how long they are.
 
     Wang et al., DLP-KDD 2020, https://arxiv.org/abs/2007.16122
 
@@ -68,8 +69,9 @@ class COLD(ReadsGroups):
         gates: bool = True,
         norm: str | None = "batch",
         dropout: float = 0.0,
+        history: str = "mean",
     ):
-        super().__init__(schema, dim, keep)
+        super().__init__(schema, dim, keep, history)
         width = sum(self.widths.values())
         self.gate = linear(width, len(self.groups)) if gates else None
         self.mlp = MLP(width, hidden, norm=norm, dropout=dropout)

@@ -47,6 +47,7 @@ class FSCD(ReadsGroups):
         gates: the dropout of groups.
         norm: "batch", "layer" or None, in the MLP.
         dropout: in the MLP.
+        history: the pooling of histories, by name: "mean", or "sum", which also tells how long they are.
 
     Raises:
         ConfigError: a cost below 0, a group without one, or a temperature that is not above 0.
@@ -77,8 +78,9 @@ class FSCD(ReadsGroups):
         gates: bool = True,
         norm: str | None = "batch",
         dropout: float = 0.0,
+        history: str = "mean",
     ):
-        super().__init__(schema, dim, keep)
+        super().__init__(schema, dim, keep, history)
         if not 0 < temperature < math.inf:
             raise ConfigError(f"A temperature is a number above 0; got {temperature!r}.")
         cost = dict.fromkeys(self.known, 1.0) if cost is None else cost
