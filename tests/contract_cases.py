@@ -851,6 +851,11 @@ CASES = [
     ),
     Case(pre_ranking.FSCD, {"dim": 6, "hidden": (16, 8)}, band=0.9, exempt=SECOND, prepare=undropped, label="gates"),
     Case(
+        pre_ranking.CrossTowers,
+        {"dim": 6, "hidden": (12, 8), "cross": (5,), "history": "sum", "dropout": 0.1},
+        band=0.9,
+    ),
+    Case(
         pre_ranking.IntTower,
         {
             "dim": 6,
