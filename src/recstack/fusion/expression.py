@@ -28,6 +28,7 @@ class Fusion:
     Raises:
         ConfigError: what is not allowed, is no expression, has no value (``1 / 0``), or names no task or an unknown one.
 
+    >>> import torch
     >>> fusion = Fusion("click * like ** 0.5")
     >>> fusion({"click": torch.tensor([0.5, 0.2]), "like": torch.tensor([0.04, 0.25])})
     tensor([0.1000, 0.1000])
