@@ -9,7 +9,6 @@ import torch
 from recstack import metrics
 from recstack.errors import ConfigError, DataError
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:In .* of the lists")
 
 

@@ -101,3 +101,47 @@ def test_what_does_not_fit_is_named():
         ope.direct([[1.0, 0.0]], [[0.5, 0.1]])
     with pytest.raises(ConfigError, match="Did you mean 'bootstrap'"):
         ope.ips([1.0], [1.0], interval="bootstap")
+
+
+FIRST = {"log": np.array([0.5, 0.3, 0.2]), "policy": np.array([0.2, 0.2, 0.6])}
+SECOND = {"log": np.array([0.4, 0.4, 0.2]), "policy": np.array([0.1, 0.8, 0.1])}
+
+
+def slates(user):
+    """All (chance in the log, in the policy, place weights, place rewards) of pages of two places."""
+    for a, b in itertools.product(range(3), repeat=2):
+        rewards = {
+            "independent": [RATE[0, a], RATE[1, b]],
+            "cascade": [RATE[0, a], RATE[1, b] * (1 - RATE[0, a])],
+            "any": [RATE[0, a] * (1 + b), RATE[1, b] * (1 + a)],
+        }[user]
+        weights = [FIRST["policy"][a] / FIRST["log"][a], SECOND["policy"][b] / SECOND["log"][b]]
+        chances = [FIRST[of][a] * SECOND[of][b] for of in ("log", "policy")]
+        yield *chances, weights, rewards
+
+
+@pytest.mark.parametrize("user", ["independent", "cascade", "any"])
+def test_each_slate_estimator_is_unbiased_for_its_users(user):
+    true = sum(to * sum(r) for _, to, _, r in slates(user))
+    stronger = ["independent", "cascade", "any"]
+    for assumed in stronger:
+        found = sum(p * ope.slate_ips([r], [w], assumed).value for p, _, w, r in slates(user))
+        right = stronger.index(assumed) >= stronger.index(user)
+        assert (found == pytest.approx(true)) == right, assumed
+    additive = sum(p * ope.pseudo_inverse([sum(r)], [w]).value for p, _, w, r in slates(user))
+    assert (additive == pytest.approx(true)) == (user == "independent")
+
+
+def test_weights_of_switch_and_shrinkage():
+    x, arm, reward = log(300)
+    w = POLICY[x, arm] / LOGGED[x, arm]
+    options = {"arm": arm, "predicted": WRONG[x], "policy": POLICY[x]}
+    whole, none = (ope.doubly_robust(reward, ope.shrunk(w, s), **options) for s in (1e12, 0.0))
+    assert whole.value == pytest.approx(ope.doubly_robust(reward, w, **options).value)
+    assert none.value == pytest.approx(ope.direct(WRONG[x], POLICY[x]).value)
+    assert ope.switched(w, 2.0).max() <= 2.0 < w.max()
+    assert ope.shrunk(w, 3.0) == pytest.approx([3 * v / (v * v + 3) for v in w])
+    with pytest.raises(DataError, match=r"give both as \[n, K\]"):
+        ope.slate_ips([1.0], [1.0])
+    with pytest.raises(ConfigError, match="Unknown user"):
+        ope.slate_ips([[1.0]], [[1.0]], "all")

@@ -171,6 +171,103 @@ def replay(reward: Any, match: Any, *, interval: str = "normal", level: float = 
     return _estimate(reward * match, match, interval, level, seed)
 
 
+def switched(weight: Any, most: float) -> np.ndarray:
+    r"""Weights for `doubly_robust` that leave rows of more than `most` to the model (Switch-DR): :math:`w\,[w \le \tau]`.
+
+    Wang, Agarwal and Dudík, ICML 2017, https://arxiv.org/abs/1612.01205
+
+    >>> switched([0.5, 20.0], 10.0)
+    array([0.5, 0. ])
+    """
+    (weight,) = _rows(weight)
+    return np.where(weight > most, 0.0, weight)
+
+
+def shrunk(weight: Any, strength: float) -> np.ndarray:
+    r"""Weights for `doubly_robust`, the large ones drawn to 0: :math:`\lambda w / (w^2 + \lambda)`, the best for squared errors.
+
+    λ is `strength`: at 0 the model alone speaks, without end the weights stay as they are. Su et al., ICML 2020,
+    https://arxiv.org/abs/1907.09623
+
+    >>> shrunk([1.0, 3.0], 9.0)
+    array([0.9, 1.5])
+    """
+    (weight,) = _rows(weight)
+    if not strength >= 0:
+        raise DataError(f"strength is a number from 0; got {strength!r}.")
+    return strength * weight / np.maximum(weight**2 + strength, 1e-300)
+
+
+def slate_ips(
+    reward: Any,
+    weight: Any,
+    user: str = "cascade",
+    *,
+    interval: str = "normal",
+    level: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    r"""What a policy of whole pages would earn, from the reward of each place: :math:`\frac 1n \sum_i \sum_k W_{ik}\, r_{ik}`.
+
+    ============== ============================== =============================================================
+    ``user``       :math:`W_{ik}`                 right if a place's reward depends on
+    ============== ============================== =============================================================
+    "independent"  :math:`w_{ik}`                 its own item (IIPS); weights of the places' own chances
+    "cascade"      :math:`\prod_{j \le k} w_{ij}` it and those above (RIPS)
+    "any"          :math:`\prod_j w_{ij}`         the whole page (SIPS)
+    ============== ============================== =============================================================
+
+    The fewer places count, the less it varies: choose the weakest that is true of the users.
+
+    Args:
+        reward: ``[n, K]``, of each place of each page.
+        weight: ``[n, K]``, π / μ of the item at each place, given the items above it.
+
+    McInerney et al., KDD 2020, https://arxiv.org/abs/2007.12986; Li et al., KDD 2018, https://arxiv.org/abs/1804.10488
+
+    >>> slate_ips([[1.0, 0.0], [0.0, 1.0]], [[2.0, 0.5], [0.5, 2.0]]).value  # (2 + ½ · 2) / 2
+    1.5
+    """
+    reward, weight = _pages(reward, weight)
+    if user not in ("independent", "cascade", "any"):
+        raise unknown("user", user, ("independent", "cascade", "any"))
+    if user == "cascade":
+        weight = weight.cumprod(1)
+    elif user == "any":
+        weight = np.broadcast_to(weight.prod(1, keepdims=True), weight.shape)
+    return _estimate((weight * reward).sum(1), np.ones(len(reward)), interval, level, seed)
+
+
+def pseudo_inverse(
+    reward: Any, weight: Any, *, interval: str = "normal", level: float = 0.95, seed: int = 0
+) -> Estimate:
+    r"""What a policy of whole pages would earn, from one reward per page: :math:`\frac 1n \sum_i r_i (1 + \sum_k (w_{ik} - 1))`.
+
+    Right where a page's reward is a sum over its places (which nobody sees) and the log chose the places independently of each other: the
+    pseudo-inverse then has this form. Other logs, such as those without repetition, need the matrix, which is not here.
+
+    Args:
+        reward: ``[n]``; weight: ``[n, K]``, π / μ of the item at each place.
+
+    Swaminathan et al., NIPS 2017, https://arxiv.org/abs/1605.04812
+
+    >>> pseudo_inverse([1.0, 0.0], [[2.0, 0.5], [1.0, 1.0]]).value  # (1 + 1 - ½) / 2
+    0.75
+    """
+    weight = np.asarray(weight, np.float64)
+    reward, spread = _pages(np.broadcast_to(np.asarray(reward, np.float64)[..., None], weight.shape), weight)
+    return _estimate(reward[:, 0] * (1 + (spread - 1).sum(1)), np.ones(len(reward)), interval, level, seed)
+
+
+def _pages(reward: Any, weight: Any) -> tuple[np.ndarray, np.ndarray]:
+    reward, weight = (np.asarray(x, np.float64) for x in (reward, weight))
+    if reward.ndim != 2 or reward.shape != weight.shape or not reward.size:
+        raise DataError(f"Rewards are {list(reward.shape)} and weights {list(weight.shape)}; give both as [n, K].")
+    if not (np.isfinite(reward).all() and np.isfinite(weight).all()):
+        raise DataError("A reward or weight is NaN or infinite; leave those rows out.")
+    return reward, weight
+
+
 def _rows(*columns: Any) -> list[np.ndarray]:
     arrays = [np.asarray(c, np.float64) for c in columns]
     shapes = [list(a.shape) for a in arrays]
