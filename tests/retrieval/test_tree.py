@@ -87,6 +87,36 @@ def test_finds_the_community_scores_few_and_keeps_the_tree(world, model, tmp_pat
     assert torch.equal(again.recommend(users, 4).ids, found.ids)
 
 
+def test_agreement_is_the_slow_loop_over_the_levels_that_a_wide_search_meets(world, model):
+    states = model._users(model.requests(world.users[0][:3])).squeeze(1)
+    model.beam, loss, leaf = 1, 0.0, 2**model.height
+    try:
+        found = model.agreement(states)
+        for state in states.detach():
+            score = lambda n: model.score(state.view(1, 1, -1), model._vectors(torch.tensor([[n]]))).item()  # noqa: E731, B023
+            level = 5  # whole: eight for each of the four that are kept
+            nodes = [n for n in range(2**level, 2 ** (level + 1)) if _live(model, n)]
+            met = [nodes]
+            while nodes[0] < leaf:
+                kept = sorted(nodes, key=score, reverse=True)[:4]
+                nodes = [c for n in kept for c in (2 * n, 2 * n + 1) if _live(model, c)]
+                met.append(nodes)
+            best = max(nodes, key=score)
+            for nodes in met[:-1]:
+                ancestor = next(n for n in nodes if best >> (best.bit_length() - n.bit_length()) == n)
+                loss -= (score(ancestor) - torch.tensor([score(n) for n in nodes]).logsumexp(0)) / len(states)
+    finally:
+        model.beam = 2
+    assert_close(found, torch.as_tensor(loss), atol=1e-4, rtol=1e-4)
+    assert found > 0
+
+
+def _live(model, node):
+    if node < 2**model.height:
+        return _live(model, 2 * node) or _live(model, 2 * node + 1)
+    return bool(model.leaves[node - 2**model.height] > 0)
+
+
 def test_filters_never_leave_too_few(world, model):
     allowed = torch.zeros(model.catalog.size, dtype=torch.bool)
     allowed[5::7] = True

@@ -6,7 +6,7 @@ https://arxiv.org/abs/1801.02294
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -40,11 +40,18 @@ class TDM(Structured, NextItem):
     negatives, of a binary loss: every step of a history is trained, in one pass. `recommend` keeps, of each level, the best
     `beam` nodes and scores their children, of all users at once.
 
+    True ancestors alone leave inner nodes below the best of their children, and the search misses leaves it would have
+    scored highest. So for `agree` steps of a batch a wider search (4 `beam`) is made, and in each level that it meets,
+    :math:`V_j`, the ancestors :math:`A_j` of the `beam` best leaves it found are to stand before the others:
+
+    .. math:: \mathcal{L}_j = -\frac{1}{|A_j|} \sum_{n \in A_j} \log \frac{e^{s(u, n)}}{\sum_{m \in V_j} e^{s(u, m)}}
+
     The tree is grown from truncated singular vectors of who met what, or from a category, by balanced 2-means. With
     `rounds` it is grown again from the item vectors that were learned, and training goes on, inner nodes starting as the
     mean of their leaves; `recluster` does so by hand. It is part of the bundle.
 
-    Departs from the paper: within a window steps are not weighed by the node, the inner products compare node and window;
+    Departs from the paper: `agree` (0: as published; after Zhuo et al., https://arxiv.org/abs/2006.15408, who train for the
+    search with the labels' leaves instead of the network's own best); within a window steps are not weighed by the node, the inner products compare node and window;
     no batch normalisation; the first tree.
 
     Args:
@@ -56,6 +63,7 @@ class TDM(Structured, NextItem):
         leaf_negatives: items drawn.
         beam: nodes kept of each level.
         tree: an item feature: the first tree keeps items of one value together; None: it is grown from singular vectors.
+        agree: steps of a batch for which the levels learn to lead to the network's own best leaves; 0 for none.
         rounds: trainings, each but the first on a tree grown anew.
         sample: share of a batch's steps that are trained, drawn each time.
 
@@ -85,17 +93,18 @@ class TDM(Structured, NextItem):
         leaf_negatives: int = 64,
         beam: int = 100,
         tree: str | None = None,
+        agree: int = 16,
         rounds: int = 1,
         sample: float = 1.0,
     ):
         super().__init__(schema, dim, std=dim**-0.5)  # inner products of smaller vectors learn late
-        if min(*windows, negatives, leaf_negatives, beam, rounds) < 1 or not 0 < sample <= 1:
+        if min(*windows, negatives, leaf_negatives, beam, rounds, agree + 1) < 1 or not 0 < sample <= 1:
             raise ConfigError(
-                "windows, negatives, leaf_negatives, beam and rounds are at least 1, and sample lies in (0, 1]; got "
-                f"{tuple(windows)}, {negatives}, {leaf_negatives}, {beam}, {rounds} and {sample:g}."
+                "windows, negatives, leaf_negatives, beam and rounds are at least 1, agree at least 0, and sample lies in "
+                f"(0, 1]; got {tuple(windows)}, {negatives}, {leaf_negatives}, {beam}, {rounds}, {agree} and {sample:g}."
             )
         self.negatives, self.leaf_negatives, self.beam, self.sample = negatives, leaf_negatives, beam, sample
-        self.category, self.rounds, self.parts = tree, rounds, len(windows)
+        self.category, self.rounds, self.parts, self.agree = tree, rounds, len(windows), agree
         self.item = schema.feature(schema.item)  # type: ignore[arg-type]  # a History cannot be declared without
         self.windows = Windows(windows)
         size = self.item.size  # type: ignore[attr-defined]
@@ -197,7 +206,23 @@ class TDM(Structured, NextItem):
         negative = self.score(asked, self._vectors(drawn))  # [G, S, M]
         ancestor = F.pad(own >> above, (0, 0, 0, more)).view(groups, size, -1)
         where = F.pad(torch.ones_like(ids), (0, more)).view(groups, size, 1).bool() & (ancestor != drawn.unsqueeze(1))
-        return (F.softplus(-positive).sum() + (F.softplus(negative) * where).sum()) / max(n, 1)
+        loss = (F.softplus(-positive).sum() + (F.softplus(negative) * where).sum()) / max(n, 1)
+        if self.training and self.agree and n:
+            loss = loss + self.agreement(state[torch.randperm(n, device=state.device)[: self.agree]])
+        return loss
+
+    def agreement(self, state: Tensor) -> Tensor:
+        """How far the levels are from leading to the best leaves of a wide search, for states ``[n, W · D]``."""
+        with torch.no_grad():
+            *inner, (_, nodes, score) = self.descend(state.unsqueeze(1), 4 * self.beam, self.leaves.unsqueeze(0) > 0)
+            best = nodes.gather(1, score.topk(min(self.beam, score.shape[1])).indices)  # [n, K]
+        loss = state.new_zeros((), dtype=torch.float32)
+        for level, nodes, found in inner:
+            right = (nodes.unsqueeze(-1) == (best >> (self.height - level)).unsqueeze(1)).any(-1) & found.isfinite()
+            score = self.score(state.unsqueeze(1), self._vectors(2**level + nodes)).squeeze(1)
+            chance = score.masked_fill(found == -torch.inf, -torch.inf).log_softmax(-1).masked_fill(~right, 0.0)
+            loss = loss - (chance.sum(1) / right.sum(1).clamp(min=1)).mean()
+        return loss
 
     def _draw(self, groups: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Codes of nodes of every level ``[G, M]``, and how far above the leaves each lies ``[M]``."""
@@ -220,21 +245,26 @@ class TDM(Structured, NextItem):
         return F.embedding(torch.where(codes < inner, codes, inner + item), table)
 
     # -- the search ----------------------------------------------------------------------------------------------------
-    def walk(self, requests: Any, k: int, alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        users, beam, at = self._users(requests), max(self.beam, k), torch.arange(len(requests)).unsqueeze(1)
-        leaves = alive[:, self.leaves]  # row 0 is no item, and never alive
+    def descend(self, users: Tensor, beam: int, leaves: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """A search of R users ``[R, 1, W · D]`` for live `leaves`, bool ``[R or 1, 2^H]``: each level that it meets, its
+        nodes int64 ``[R, M]`` in their order within the level, and their scores, -inf where no live leaf is below."""
         # The first level is scored whole: 4 to 8 nodes for each that is kept cost what the levels above them would.
         level = min(self.height, (8 * beam).bit_length() - 1)
-        nodes = torch.arange(2**level).expand(len(requests), -1)
-        scored = torch.zeros(len(requests), dtype=torch.int64)
+        nodes = torch.arange(2**level, device=users.device).expand(len(users), -1)
         while True:
-            live = leaves.unflatten(1, (2**level, -1)).any(-1)[at, nodes]  # an allowed item is below
+            live = leaves.unflatten(1, (2**level, -1)).any(-1).expand(len(users), -1).gather(1, nodes)
             score = self.score(users, self._vectors(2**level + nodes)).squeeze(1).masked_fill(~live, -torch.inf)
-            scored += live.sum(1)
+            yield level, nodes, score
             if level == self.height:
-                return self.leaves[nodes], score, scored
+                return
             best = nodes.gather(1, score.topk(min(beam, score.shape[1])).indices)
             nodes, level = torch.stack([2 * best, 2 * best + 1], -1).flatten(1), level + 1
+
+    def walk(self, requests: Any, k: int, alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # row 0 of the items is no item, and never alive
+        levels = list(self.descend(self._users(requests), max(self.beam, k), alive[:, self.leaves]))
+        _, nodes, score = levels[-1]
+        return self.leaves[nodes], score, torch.stack([found.isfinite().sum(1) for _, _, found in levels]).sum(0)
 
     @torch.no_grad()
     def every_score(self, requests: Any) -> Tensor:
