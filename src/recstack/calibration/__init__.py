@@ -13,6 +13,8 @@ from recstack.calibration.platt import Platt
 from recstack.calibration.reliability import (
     Brier,
     brier,
+    calibration_ratio_error,
+    debiased_calibration_error,
     expected_calibration_error,
     field_calibration_error,
     field_relative_error,
@@ -34,6 +36,8 @@ __all__ = [
     "Platt",
     "Temperature",
     "brier",
+    "calibration_ratio_error",
+    "debiased_calibration_error",
     "expected_calibration_error",
     "field_calibration_error",
     "field_relative_error",

@@ -25,6 +25,14 @@ def reliability_table(
     >>> table["predicted"].tolist(), table["observed"].tolist()
     ([0.25, 0.75], [0.0, 0.5])
     """
+    table = _table(*_grouped(probability, label, where, weight, bins, by))
+    return {name: torch.from_numpy(column) for name, column in table.items()}
+
+
+def _grouped(
+    probability: Any, label: Any, where: Any, weight: Any, bins: int, by: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(each row's group, probability, label, weight) of the rows that count."""
     p, y, w = rows("probability", probability, label, weight, where)
     if by not in ("weight", "width"):
         raise unknown("kind of groups", by, ("weight", "width"))
@@ -32,7 +40,7 @@ def reliability_table(
         raise ConfigError(f"A table of {bins} groups says nothing; give bins from 1.")
     step = np.minimum((p * bins).astype(np.int64), bins - 1)
     group = mass_bins(p, w, bins) if by == "weight" else np.unique(step, return_inverse=True)[1]
-    return {name: torch.from_numpy(column) for name, column in _table(group, p, y, w).items()}
+    return group, p, y, w
 
 
 def _table(group: np.ndarray, p: np.ndarray, y: np.ndarray, w: np.ndarray) -> dict[str, np.ndarray]:
@@ -78,6 +86,70 @@ def maximum_calibration_error(
     """
     table = reliability_table(probability, label, where=where, weight=weight, bins=bins, by=by)
     return float((table["predicted"] - table["observed"]).abs().max())
+
+
+def debiased_calibration_error(
+    probability: Any, label: Any, *, where: Any = None, weight: Any = None, bins: int = 10, by: str = "weight"
+) -> float:
+    r"""The root of the groups' mean squared gap, less what chance alone makes of it: near 0 for an honest model on few rows too.
+
+    .. math:: \Big( \sum_b \frac{W_b}{W} \Big[ (\bar p_b - \bar y_b)^2 - \frac{\bar y_b (1 - \bar y_b)}{n_b - 1} \Big] \Big)_+^{1/2}
+
+    Arguments as in `reliability_table`; with weights the variance of the weighted mean is taken off.
+
+    Kumar, Liang and Ma, NeurIPS 2019, https://arxiv.org/abs/1909.10155
+
+    >>> round(
+    ...     debiased_calibration_error(torch.tensor([0.8] * 4), torch.tensor([0, 0, 1, 0]), bins=1) ** 2, 4
+    ... )  # .55² - .0625
+    0.24
+    """
+    group, p, y, w = _grouped(probability, label, where, weight, bins, by)
+    table, n = _table(group, p, y, w), np.bincount(group)
+    chance = np.bincount(group, (w * (y - table["observed"][group])) ** 2) / table["weight"] ** 2 * n / (n - 1).clip(1)
+    gap = (table["predicted"] - table["observed"]) ** 2 - chance
+    return float(max(gap @ table["weight"] / table["weight"].sum(), 0.0) ** 0.5)
+
+
+def calibration_ratio_error(
+    probability: Any,
+    label: Any,
+    field: Any = None,
+    *,
+    where: Any = None,
+    weight: Any = None,
+    bins: int = 10,
+    by: str = "weight",
+) -> float:
+    r"""How far the ratio of predicted to observed is from 1 over groups, both ways alike (Cal-N); 0 is the best.
+
+    .. math:: \sqrt{\tfrac1B \sum_b e_b^2}, \qquad e = \max(r, 1 / r) - 1, \quad r = \bar p_b / \bar y_b
+
+    With `field`, integers of the labels' shape, it is the mean over its values, by their weight (GC-N). Groups without a positive have no
+    ratio and are left out. NaN where none has one.
+
+    Deng et al., ECML PKDD 2020, https://doi.org/10.1007/978-3-030-67667-4_13
+
+    >>> round(calibration_ratio_error(torch.tensor([0.2, 0.2, 0.5, 0.5]), torch.tensor([1, 0, 1, 0]), bins=2), 4)
+    1.0607
+    """
+    if field is None:
+        table = _table(*_grouped(probability, label, where, weight, bins, by))
+        observed, predicted = (table[name][table["observed"] > 0] for name in ("observed", "predicted"))
+        with np.errstate(divide="ignore"):
+            error = np.maximum(predicted / observed, observed / predicted) - 1
+        return float(np.sqrt((error**2).mean())) if len(error) else float("nan")
+    _, group, (p, y, w) = _by_field(probability, label, field, where, weight)
+    each = [calibration_ratio_error(p[r], y[r], weight=w[r], bins=bins, by=by) for r in _rows_of(group)]
+    value, mass = np.array(each), np.bincount(group, w)
+    kept = ~np.isnan(value)
+    return float(value[kept] @ mass[kept] / mass[kept].sum()) if kept.any() else float("nan")
+
+
+def _rows_of(group: np.ndarray) -> list[np.ndarray]:
+    """The rows of each group."""
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(group))[:-1])
 
 
 def field_table(
