@@ -251,3 +251,32 @@ def test_every_list_model_predicts_several_tasks_and_any_of_them_orders(case):
     assert not torch.equal(fused, by_click)
     if case.model in SCORED:
         torch.testing.assert_close(found["ordered"], found["click"] * found["order"], rtol=1e-4, atol=1e-6)
+
+
+def test_a_cascade_ends_in_the_order_of_any_expression_of_the_rerankers_tasks(tmp_path):
+    log = rs.simulator.small(items=60, lists=True, tasks=[Task("click"), Task("cart", given="click")])
+    encoder = rs.Encoder(log.schema).fit(log)
+    torch.manual_seed(0)
+    model = reranking.PRM(encoder.schema.without("position"), dim=4, width=8, layers=1, hidden=8)
+    model.fit(log, epochs=1, progress=False)
+    cascade = rs.Cascade([rs.retrieval.Popularity()], reranker=model, final="cart", keep_ranked=20).fit(log)
+    user = cascade.profiles.users[0]
+    for expression in ("cart", "cart / (0.1 + click)", None):
+        cascade.final = expression
+        shown = [row["sources"] for row in cascade.recommend(user, k=20)]
+        by = [row["reranker" if expression is None else "final"] for row in shown]
+        assert by == sorted(by, reverse=True)
+        assert len(set(by)) > 5
+        assert ("final" in shown[0]) == (expression is not None)
+    assert [row["reranker"] for row in shown] == by
+    cascade.final = "cart / (0.1 + click)"
+    cascade.save(tmp_path / "page")
+    again = rs.load(tmp_path / "page")
+    assert str(again.final) == str(cascade.final)
+    assert again.recommend(user, k=5) == cascade.recommend(user, k=5)
+    last = again.explain(user, k=5)["stages"][-1]
+    assert [x["score"] for x in last["items"]] == sorted((x["score"] for x in last["items"]), reverse=True)
+    with pytest.raises(ConfigError, match="Did you mean 'cart'"):
+        cascade.final = "card"
+    with pytest.raises(ConfigError, match="give reranker= too"):
+        rs.Cascade([rs.retrieval.Popularity()], final="click")

@@ -54,6 +54,8 @@ class Cascade:
         explore: "draw" or "bounds", for a ranker that knows how sure it is (`rs.ranking.NeuralLinear`): its draws, or upper confidence
             bounds, order and cut its candidates, as a fusion would, and may be changed as freely. `recstack.serving.learning.learn`
             lets it learn from events.
+        final: an expression over the re-ranker's tasks, the name of one or a fusion of several, by which its list is ordered in
+            place of the logit of `task`; it may be changed as freely.
         merge: options of `Candidates.merge`: its rule, quotas or weights, by the retrievers' names. ``{"weights": "learned"}``
             lets `fit` find them, by `merge_weights`, on held-out events.
 
@@ -82,6 +84,7 @@ class Cascade:
         task: str | None = None,
         fusion: str | Fusion | None = None,
         explore: str | None = None,
+        final: str | Fusion | None = None,
         merge: Mapping[str, Any] | None = None,
     ):
         if not retrievers:
@@ -92,7 +95,7 @@ class Cascade:
         self.pre_ranker, self.ranker, self.reranker, self.calibrator = pre_ranker, ranker, reranker, calibrator
         self.candidates, self.keep_pre_ranked, self.keep_ranked = candidates, keep_pre_ranked, keep_ranked
         self.task, self.merge = task, dict(merge or {})
-        self.fusion, self.explore = fusion, explore
+        self.fusion, self.explore, self.final = fusion, explore, final
         names = [r.name for r in self.retrievers]
         if len(set(names)) < len(names):
             raise ConfigError(f"Two retrievers have one name among {', '.join(names)}; give one of them another .name.")
@@ -113,8 +116,7 @@ class Cascade:
             raise ConfigError("A fusion is of the ranker's tasks; give ranker= too.")
         if expression is not None and getattr(self, "_explore", None) is not None:
             raise ConfigError("This cascade explores, and only one thing can order the ranked; set explore=None first.")
-        single = [t.name for t in self.ranker.schema.tasks if t.kind != "multiclass"] if self.ranker is not None else []
-        self._fusion = None if expression is None else Fusion(str(expression), tasks=single)
+        self._fusion = _of_tasks(expression, self.ranker)
 
     @property
     def explore(self) -> str | None:
@@ -128,6 +130,17 @@ class Cascade:
         if way is not None and (self.fusion is not None or not hasattr(self.ranker, way)):
             raise ConfigError(f"explore={way!r} orders by rs.ranking.NeuralLinear as the ranker, and without a fusion.")
         self._explore = way
+
+    @property
+    def final(self) -> Fusion | None:
+        """What orders the re-ranker's list in place of one task's logit; takes an expression, or None."""
+        return self._final
+
+    @final.setter
+    def final(self, expression: str | Fusion | None) -> None:
+        if expression is not None and self.reranker is None:
+            raise ConfigError("final= is of the re-ranker's tasks; give reranker= too.")
+        self._final = _of_tasks(expression, self.reranker)
 
     def _models(self) -> list[Any]:
         stages = [*self.retrievers, self.pre_ranker, self.ranker, self.reranker]
@@ -466,7 +479,7 @@ class Cascade:
         return scores[name], hidden
 
     def scores(self, model: Model, batch: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], Tensor | None]:
-        """As `logits`, ``{name: score}``; of a ranker with a fusion or exploration also "fusion" or "explored", which orders."""
+        """As `logits`, ``{name: score}``; with what orders in its place, if anything: "fusion", "explored", "final"."""
         wants = name == "ranker" and self.reranker is not None
         wants = wants and any(f.name == "hidden_ranker" for f in self.reranker.schema.by_role("pair"))  # type: ignore[union-attr]
         task = model.schema.task(self.task) if self.task else model.schema.tasks[0]
@@ -475,6 +488,8 @@ class Cascade:
         scores, fusion = {name: tasks.score(logits[task.name], task)}, self.fusion
         if fusion is not None and name == "ranker":
             scores["fusion"] = fusion(tasks.predictions(logits, model.schema))
+        if self.final is not None and name == "reranker":
+            scores["final"] = self.final(tasks.predictions(logits, model.schema))
         if self.explore is not None and name == "ranker":
             scores["explored"] = getattr(model, self.explore)(batch)[task.name]
         return scores, hidden
@@ -491,7 +506,9 @@ class Cascade:
             with _timed(trace, "reranker"):
                 model = self.reranker
                 batch = stage_batch(model.schema, requests.batch, found, self.encoder.catalog, self.scaled(known))
-                found = found.rescore(self.logits(model, batch, "reranker")[0], "reranker").top()
+                for scored, score in self.scores(model, batch, "reranker")[0].items():
+                    found = found.rescore(score, scored)
+                found = found.top()
             if trace is not None:
                 trace["stages"].append(("reranker", found))
         context = self.context(k, requests)
@@ -588,7 +605,7 @@ class Cascade:
             parallel = name in self.names
             dropped = 0 if before is None or parallel or name == "merged" else len(before - here)
             seconds = trace["seconds"].get("merge" if name == "merged" else name, 0.0)
-            orders = ("fusion", "explored", name) if name == "ranker" else (name,)
+            orders = {"ranker": ("fusion", "explored", name), "reranker": ("final", name)}.get(name, (name,))
             items = [
                 {
                     "item": row["item"],
@@ -638,6 +655,7 @@ class Cascade:
             "task": self.task,
             "fusion": None if self.fusion is None else str(self.fusion),
             "explore": self.explore,
+            "final": None if self.final is None else str(self.final),
             "merge": self.merge,
             "scales": {n: list(s) for n, s in self.scales.items()},
         }
@@ -673,6 +691,7 @@ class Cascade:
             task=config["task"],
             fusion=config.get("fusion"),
             explore=config.get("explore"),
+            final=config.get("final"),
             merge=config.get("merge"),
         )
         new.encoder = encoder
@@ -682,6 +701,13 @@ class Cascade:
         for retriever in retrievers:
             retriever.profiles = new.profiles
         return new
+
+
+def _of_tasks(expression: str | Fusion | None, model: Model | None) -> Fusion | None:
+    """A fusion of those tasks of a model that predict one number."""
+    if expression is None or model is None:
+        return None
+    return Fusion(str(expression), tasks=[t.name for t in model.schema.tasks if t.kind != "multiclass"])
 
 
 def _count_again(retrievers: Sequence[Any], columns: Columns, status: Callable) -> None:
