@@ -246,3 +246,12 @@ def test_what_does_not_fit_is_one_sentence():
         metrics.ndcg(score, label, reduction="sum")
     with pytest.raises(ConfigError, match="cut at k = 0"):
         metrics.ndcg(score, label, k=0)
+
+
+def test_a_capped_recall_can_be_one():
+    score, label = torch.tensor([[4.0, 3.0, 2.0, 1.0]]), torch.tensor([[1.0, 1.0, 0.0, 1.0]])
+    values = {
+        k: (metrics.recall(score, label, k=k), metrics.get(f"recall@{k}", capped=True)(score, label)) for k in (2, 3)
+    }
+    assert [[round(v.item(), 4) for v in pair] for pair in values.values()] == [[0.6667, 1.0], [0.6667, 0.6667]]
+    assert metrics.recall(score, label, k=2, capped=True, n_positive=torch.tensor([9])) == 1

@@ -63,7 +63,7 @@ def attention_weighted_fairness(ids: Tensor, group: Tensor, target: Tensor) -> T
 
     The mean over pages that show something; 1 where all are as they should be.
 
-    Sapiezynski et al., FATES 2019, https://arxiv.org/abs/1901.10437; the distance is that of TREC's fair ranking track, 2021.
+    Sapiezynski et al., WWW 2019 (companion), https://arxiv.org/abs/1901.10437; the distance is that of TREC's fair ranking track, 2021.
 
     >>> attention_weighted_fairness(
     ...     torch.tensor([[1, 2]]), torch.tensor([0, 0, 0]), torch.tensor([0.0, 1.0])

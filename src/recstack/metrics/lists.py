@@ -63,8 +63,9 @@ def recall(
     ties: str = "stable",
     n_positive: Tensor | None = None,
     reduction: str = "mean",
+    capped: bool = False,
 ) -> Tensor:
-    """Positives among the first k, over all positives.
+    """Positives among the first k, over all positives; with ``capped=True`` over min(k, positives), so that 1 can be reached.
 
     >>> score, label = torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, 1.0])
     >>> recall(score, label, k=2), recall(score, label, k=2, n_positive=torch.tensor(4))
@@ -72,7 +73,8 @@ def recall(
     """
 
     def value(r: Ranked) -> Tensor:
-        return (r.relevant * r.inside).sum(-1) / r.n_positive
+        most = torch.minimum(r.limit.squeeze(-1), r.n_positive) if capped else r.n_positive
+        return (r.relevant * r.inside).sum(-1) / most
 
     return answer(value, score, label, where, weight, k, ties, n_positive, reduction)
 

@@ -28,7 +28,8 @@ class NeuralLinear(Model):
     with :math:`a = a_0 + n / 2`, :math:`b = b_0 + (\sum r^2 - \mu^\top \Lambda \mu) / 2`, and z the hidden vector and a 1.
     The network is trained as any ranker, by `fit`; then `observe` adds what happened to the sums, batch by batch and as
     often as rewards come in, `draw` gives scores to explore by (Thompson sampling) and `bounds` upper confidence bounds.
-    After training anew, `forget`, and observe again: the vectors are others.
+    After training anew, `forget`, and observe again: the vectors are others. ``rs.Cascade(ranker=model, explore="draw")`` lets
+    the draws order its candidates, and `recstack.serving.learning.learn` lets it observe the service's events.
 
     Binary and regression tasks are observed, each by itself, with its labels as they stand in the batch (0, 1 or a value).
     Departs from the paper: one model reads user and item, in place of one regression per arm.
