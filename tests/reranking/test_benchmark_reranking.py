@@ -22,7 +22,7 @@ def bench(monkeypatch):
 
 def test_lists_keep_the_initial_order_and_say_the_place_and_those_without_a_positive_go(bench):
     parts = list(rs.split.by_time(rs.simulator.small(lists=True)))
-    data = bench.encoded(parts, worth=lambda score: float(len(score)))
+    data = bench.encoded("simulator", parts, worth=lambda score: float(len(score)))
     clicked = [int((p.events.group_by("request").agg(pl.col("click").sum())["click"] > 0).sum()) for p in parts]
     assert data.lists == (
         clicked[0],
@@ -72,10 +72,15 @@ def test_rows_of_training_are_scored_by_a_ranker_that_did_not_see_their_list(ben
 
 @pytest.mark.slow
 def test_a_run_and_its_line(bench, tmp_path):
-    data = bench.encoded(list(rs.split.by_time(rs.simulator.small(lists=True))))
+    data = bench.encoded("simulator", list(rs.split.by_time(rs.simulator.small(lists=True))))
     out = tmp_path / "runs.jsonl"
     for name in ("initial order", "MLP"):
-        record = {"data": "trivago", "model": name, "seed": 0, **bench.run(name, data, 0, 1, 1e-3)}
+        record = {
+            "data": "trivago",
+            "model": name,
+            "seed": 0,
+            **bench.run(name, data, 0, 1, bench.SETTINGS["simulator"]),
+        }
         with out.open("a") as file:
             file.write(json.dumps(record) + "\n")
     drawn = bench.table(out).splitlines()
