@@ -46,6 +46,33 @@ def test_users_click_and_stay_as_often_as_the_truth_says():
     np.testing.assert_array_equal(answer.interest[none], interest[none].astype(np.float32))
 
 
+def test_a_log_of_inserted_ads_says_what_was_done_and_what_came_of_it():
+    market = simulate(users=40, items=60, impressions=6000, list_size=4, ads=0.2, seed=3)
+    log, truth = market.log("insertions"), market.truth
+    rows = log.events.sort("request").with_columns(decided=pl.col("earned").is_not_null())
+    assert (rows["decided"] == rows["location"].is_not_null()).all()
+    per = (
+        rows.group_by("request")
+        .agg(pl.col("decided").sum(), pl.col("item_id").n_unique(), pl.len())
+        .unique(["decided", "item_id", "len"])
+    )
+    assert per.drop("request").rows() == [(1, 4, 4)]
+    assert truth.ad[rows["item_id"].to_numpy()].all()
+    assert not truth.ad[rows["page"].explode().to_numpy()].any()
+    one = rows.filter("decided")
+    share = one["location"].value_counts(normalize=True)["proportion"]
+    assert abs(share - 1 / 6).max() < 0.04
+    none = one.filter(pl.col("location") == 0)
+    assert set(none["earned"].round(6)) == {0.1, -0.1}
+    earned, bid = one["earned"].to_numpy(), truth.bid[one["item_id"].to_numpy()]
+    possible = np.stack([0 * bid, bid]) + np.array([0.1, -0.1])[:, None, None]
+    assert (np.abs(possible - earned).min((0, 1)) < 1e-6).all()
+    later = one.filter(pl.col("time") % 100_000 > 0)
+    assert later["ads_seen"].list.len().max() > 1
+    with pytest.raises(ConfigError, match="Ads can only be inserted"):
+        simulate(users=20, items=30, impressions=200, list_size=4).log("insertions")
+
+
 # -- what follows a page ----------------------------------------------------------------------------------------------
 def test_what_follows_is_the_same_users_next_request_of_the_session():
     features = [Categorical("user_id", role="user"), Categorical("item_id", role="item")]

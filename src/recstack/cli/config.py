@@ -136,7 +136,12 @@ def has_trainer(cls: type) -> bool:
 
 
 # -- a file to start from ---------------------------------------------------------------------------------------------
-EXTRA_DATA = {"multitask": "tasks: funnel", "multidomain": "domains: 3", "reranking": "lists: true"}
+EXTRA_DATA = {
+    "multitask": "tasks: funnel",
+    "multidomain": "domains: 3",
+    "reranking": "lists: true",
+    "insertions": "tasks: insertions\n  ads: 0.2",
+}
 
 
 def template(name: str) -> str:
@@ -148,7 +153,7 @@ def template(name: str) -> str:
     entry = catalog.model(name)
     cls = model_class(entry)
     market = getattr(cls, "market", None)
-    extra = f"tasks: {market}" if market else EXTRA_DATA.get(entry.stage)
+    extra = EXTRA_DATA.get(market or entry.stage, market and f"tasks: {market}")
     lines = [
         f"# {entry.title}{f' ({entry.link})' if entry.link else ''}",
         "# Train it: recstack train THIS_FILE. Paths are seen from the folder where you run that.",

@@ -99,11 +99,16 @@ class Market:
         Args:
             tasks: "click"; "funnel": click, cart and order given a click, and the products carted and ordered; "steps": click,
                 cart and order, each on all rows; "delayed": click, order given a click, and its delay in days, as they
-                are known when the log ends (`data.delays.as_of`); or your own.
+                are known when the log ends (`data.delays.as_of`); "insertions": another log, of ads that came into lists by
+                chance (`simulator.insertions`); or your own.
             lists: keep what was shown together as one request of `list_size` candidates; else each row stands alone.
         """
         from recstack.data.log import Log
 
+        if tasks == "insertions":
+            from recstack.data.simulator.insertions import insertions
+
+            return insertions(self)
         request, events = "request" if lists else None, self.events
         if tasks == "delayed":
             events = as_of(events, float(events["time"].to_numpy().max()))

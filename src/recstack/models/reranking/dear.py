@@ -69,6 +69,7 @@ class DEAR(Agent):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("item", "history")
+    market = "insertions"
 
     def __init__(
         self,
