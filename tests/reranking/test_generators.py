@@ -9,13 +9,14 @@ import torch
 from recstack import testing
 from recstack.errors import ConfigError
 from recstack.models.reranking import eg_rerank, nar4rec
-from recstack.models.reranking.eg_rerank import EGRerank, Policy
+from recstack.models.reranking.eg_rerank import EGRerank
 from recstack.models.reranking.nar4rec import NAR4Rec
 from recstack.models.reranking.pier import PIER
 from recstack.nn.lists.evaluator import ListEvaluator
 from recstack.nn.lists.omnidirectional import Omnidirectional
 from recstack.nn.lists.orders import by_candidate, page_value, placed
 from recstack.nn.lists.permutations import SimHash, arrangements, hamming
+from recstack.nn.lists.pointer import Pointer
 from recstack.schema import Task
 from recstack.testing import Case, batch
 
@@ -130,7 +131,7 @@ def test_returns_and_their_standing_among_samples_against_a_loop():
 @torch.no_grad()
 def test_the_chances_of_all_pages_sum_to_one():
     torch.manual_seed(0)
-    policy = wake_block(Policy(4, (6,), 5, places=3))
+    policy = wake_block(Pointer(4, (6,), 5, places=3))
     x, mask = torch.randn(1, 5, 4), torch.tensor([[True, True, True, True, False]])
     total, chances = 0.0, {}
     for page in itertools.permutations(range(4), 3):

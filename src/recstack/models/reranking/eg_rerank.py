@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recstack.errors import ConfigError
 from recstack.features import Heads, Inputs, tasks
@@ -18,8 +18,9 @@ from recstack.features.tasks import Logits
 from recstack.losses.rows import weighted_mean
 from recstack.models.generated import Generated
 from recstack.nn.lists.evaluator import ListEvaluator
-from recstack.nn.lists.orders import chosen_first, place_weights, placed
-from recstack.nn.mlp import MLP, linear
+from recstack.nn.lists.orders import place_weights, placed
+from recstack.nn.lists.pointer import LOW, Pointer
+from recstack.nn.mlp import linear
 from recstack.nn.sequence import Pooling
 from recstack.schema import Schema
 
@@ -99,7 +100,7 @@ class EGRerank(Generated):
         self.project = linear(self.inputs.width(), width)
         self.evaluator = ListEvaluator("bigru", width, hidden, max_list=max_list, dropout=dropout)
         self.heads = Heads(schema, self.evaluator.width)
-        self.policy = Policy(width, hidden, state, places)
+        self.policy = Pointer(width, hidden, state, places)
         self.old = copy.deepcopy(self.policy).requires_grad_(False)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Logits:
@@ -143,47 +144,6 @@ class EGRerank(Generated):
                 for was, now in zip(self.old.parameters(), self.policy.parameters(), strict=True):
                     was.lerp_(now, self.renewal)
         return loss - self.entropy * weighted_mean(new.entropy[:, :n], where.float())
-
-
-LOW = -1e9  # the logit of what cannot be chosen
-
-
-class Walk(NamedTuple):
-    """A page being filled: ``order [R, L]``, and by place ``[R, P]`` what was chosen, how likely, from how many."""
-
-    order: Tensor
-    chosen: Tensor
-    log_chance: Tensor
-    entropy: Tensor
-    left: Tensor
-
-
-class Policy(nn.Module):
-    """Chooses `places` of the items ``[R, L, W]``, one after another; ``pick(logit [R, L], place) → [R]`` says how."""
-
-    def __init__(self, width: int, hidden: Sequence[int], state: int, places: int):
-        super().__init__()
-        self.places, self.state = places, state
-        self.encode, self.cell = MLP(width, hidden), nn.LSTMCell(width, state)
-        self.score = MLP(state + self.encode.width, hidden)
-        self.out = linear(self.score.width, 1)
-
-    def forward(self, x: Tensor, mask: Tensor, pick: Callable[[Tensor, int], Tensor]) -> Walk:
-        items, given = self.encode(x), torch.zeros_like(x[:, 0])
-        h = c = x.new_zeros(x.shape[0], self.state)
-        left, turn, first, steps = mask, torch.zeros_like(mask, dtype=torch.int64), x[..., 0], []
-        for place in range(self.places):
-            h, c = self.cell(given, (h, c))
-            logit = self.out(self.score((h, items))).squeeze(-1).masked_fill(~left, LOW)
-            first = logit if place == 0 else first
-            chosen = pick(logit, place)
-            log = logit.log_softmax(-1)
-            one = chosen.unsqueeze(1)
-            steps.append((chosen, log.gather(1, one).squeeze(1), -(log.exp() * log).sum(-1), left.sum(-1)))
-            here = torch.zeros_like(left).scatter(1, one, True) & left
-            turn, left = torch.where(here, self.places - place, turn), left & ~here
-            given = x.gather(1, one.unsqueeze(-1).expand(-1, -1, x.shape[-1])).squeeze(1)
-        return Walk(chosen_first(turn, first, mask), *(torch.stack(part, 1) for part in zip(*steps, strict=True)))
 
 
 def returns(reward: Tensor, gamma: float) -> Tensor:

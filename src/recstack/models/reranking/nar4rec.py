@@ -9,21 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from recstack.errors import ConfigError
 from recstack.features import Heads, Inputs, tasks
 from recstack.features.tasks import Logits
 from recstack.losses.rows import weighted_mean
 from recstack.models.generated import Generated
-from recstack.nn.lists import ListEncoder
 from recstack.nn.lists.evaluator import ListEvaluator
-from recstack.nn.lists.orders import best_first, chosen_first, place_weights, placed
+from recstack.nn.lists.matching import PlaceMatching, contrastive_pages
+from recstack.nn.lists.orders import best_first, place_weights, placed
 from recstack.nn.mlp import linear
 from recstack.nn.sequence import Pooling
-from recstack.nn.sequence.attention import AttentionLayer
-from recstack.nn.sequence.transformer import TransformerLayer
 from recstack.schema import Schema
 
 
@@ -99,10 +96,7 @@ class NAR4Rec(Generated):
             "transformer", width, hidden, layers=layers, heads=heads, max_list=max_list, dropout=dropout
         )
         self.heads = Heads(schema, self.evaluator.width)
-        self.candidates = ListEncoder("transformer", width, layers, heads, 2 * width, dropout=dropout)
-        self.queries = nn.Parameter(torch.randn(places, width))
-        self.among = nn.ModuleList(TransformerLayer(width, heads, 2 * width, dropout=dropout) for _ in range(layers))
-        self.ask = nn.ModuleList(AttentionLayer(width, heads, dropout) for _ in range(layers))
+        self.generate = PlaceMatching(width, layers, heads, places, dropout)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Logits:
         x, mask = self.vectors(batch)
@@ -126,39 +120,10 @@ class NAR4Rec(Generated):
     def evaluate(self, x: Tensor, mask: Tensor, *more: Any) -> Logits:
         return self.heads(self.evaluator(x, mask))
 
-    def generate(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Candidates ``[R, L, W]`` that saw each other, and the log-probability of each at each place ``[R, P, L]``."""
-        h = self.candidates(x, mask)
-        q = self.queries.expand(x.shape[0], -1, -1)
-        every = torch.ones_like(q[..., 0], dtype=torch.bool)
-        for among, ask in zip(self.among, self.ask, strict=True):
-            q = ask(among(q, every), h, mask)
-        logit = q @ h.transpose(1, 2) / h.shape[-1] ** 0.5
-        return h, logit.masked_fill(~mask.unsqueeze(1), -1e9).log_softmax(-1)
-
     def propose(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The best pages by contrastive decoding, a beam: orders ``[R, pages, L]``; where there are fewer, the best again."""
+        """The pages that the evaluator chooses from: orders ``[R, pages, L]``."""
         h, log_chance = self.generate(x, mask)
-        chance, unit = log_chance.exp(), F.normalize(h, dim=-1)
-        alike, length = unit @ unit.transpose(1, 2), mask.shape[1]
-        left = mask.unsqueeze(1).expand(-1, self.pages, -1)
-        turn, near = torch.zeros_like(left, dtype=torch.int64), torch.zeros_like(left, dtype=h.dtype)
-        total = torch.full_like(near[..., 0], -torch.inf)
-        total[:, 0] = 0  # one empty page to begin with
-        for place in range(chance.shape[1]):
-            score = (1 - self.alpha) * chance[:, place].unsqueeze(1) - self.alpha * near
-            full = ~left.any(-1, keepdim=True) & (torch.arange(length, device=x.device) == 0)  # such a page stays
-            score = torch.where(full, 0.0, score.masked_fill(~left, -torch.inf)) + total.unsqueeze(-1)
-            value, at = score.flatten(1).sort(dim=-1, descending=True, stable=True)
-            at, total = at[:, : self.pages], value[:, : self.pages]
-            page, best = (at // length).unsqueeze(-1), (at % length).unsqueeze(-1)
-            left, turn, near = (t.gather(1, page.expand(t.shape)) for t in (left, turn, near))
-            here = torch.zeros_like(left).scatter(-1, best, True) & left
-            turn, left = torch.where(here, chance.shape[1] - place, turn), left & ~here
-            of_it = alike.gather(1, best.expand(near.shape))
-            near = of_it if place == 0 else torch.maximum(near, of_it)
-        orders = chosen_first(turn, log_chance[:, :1].expand(near.shape), mask.unsqueeze(1).expand(left.shape))
-        return torch.where(total.isinf().unsqueeze(-1), orders[:, :1], orders)
+        return contrastive_pages(h, log_chance, mask, self.alpha, self.pages)
 
 
 def utility(label: Tensor, shown: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from recstack.losses.rows import weighted_mean
 from recstack.models.generated import Generated
 from recstack.nn.lists.omnidirectional import Omnidirectional
 from recstack.nn.lists.orders import best_first, placed
-from recstack.nn.lists.permutations import SimHash, arrangements, hamming
+from recstack.nn.lists.permutations import SimHash, arrangements, hamming, pages_of
 from recstack.nn.mlp import MLP
 from recstack.nn.names import ByName
 from recstack.nn.sequence.attention import masked_softmax
@@ -148,7 +148,7 @@ class PIER(Generated):
             hashes: SimHash = self.hashes[h.name]  # type: ignore[assignment]
             item = placed(torch.cat([slots[name] for name in h.of], -1), start)
             codes = hashes.arranged(F.pad(item, (0, 0, 0, items))[:, :items], top, self.table)
-            steps, there = self._pages(*slots.sequence(h.name), h.max_len)
+            steps, there = pages_of(*slots.sequence(h.name), self.places, h.max_len)
             age = torch.arange(1, there.shape[1] + 1, device=mask.device)
             distance = distance + hamming(codes, hashes(steps, there), there.any(-1) / age)
         possible = self.reach <= mask.sum(-1, keepdim=True)
@@ -169,7 +169,7 @@ class PIER(Generated):
         mask = batch.get("@mask", torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
         pages, known = [], []
         for h in self.schema.histories:
-            steps, there = self._pages(*slots.sequence(h.name), h.max_len)
+            steps, there = pages_of(*slots.sequence(h.name), self.places, h.max_len)
             parts = steps.split([self.inputs.widths[name] for name in h.of], -1)
             lifts = self.inputs.lifts
             assert lifts is not None
@@ -177,14 +177,3 @@ class PIER(Generated):
             pages.append(self.attention(torch.stack(lifted, -2), there)[0])
             known.append(there.any(-1))
         return slots, x, mask, (torch.cat(pages, 1), torch.cat(known, 1))
-
-    def _pages(self, steps: Tensor, mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """A history's steps as pages, the newest first, each from its oldest step: ``[R, G, places, w]`` and mask."""
-        places = self.places
-        page = torch.arange(-(-most // places), device=mask.device).unsqueeze(1)
-        ago = page * places + places - torch.arange(places, device=mask.device)  # [G, places], 1 for the newest step
-        index = mask.sum(-1)[:, None, None] - ago
-        there = index >= 0
-        flat = index.clamp(min=0).flatten(1).unsqueeze(-1).expand(-1, -1, steps.shape[-1])
-        steps = F.pad(steps, (0, 0, 0, 1))  # a jagged batch of empty histories has no step at all
-        return steps.gather(1, flat).unflatten(1, index.shape[1:]), there

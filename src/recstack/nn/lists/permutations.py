@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack.errors import ConfigError
@@ -96,3 +97,18 @@ def hamming(codes: Tensor, others: Tensor, weight: Tensor) -> Tensor:
     tensor([[1.5000]])
     """
     return ((codes.shape[-1] - codes @ others.transpose(1, 2)) / 2 * weight.unsqueeze(1)).sum(-1)
+
+
+def pages_of(steps: Tensor, mask: Tensor, places: int, most: int) -> tuple[Tensor, Tensor]:
+    """A history as pages of successive steps, the newest first, each from its oldest step: ``[R, G, places, W]`` and mask.
+
+    Of ``steps [R, T, W]`` and ``mask [R, T]``, oldest first and left aligned, the newest `most` at most. A page that is not
+    full has its steps at its end.
+    """
+    page = torch.arange(-(-most // places), device=mask.device).unsqueeze(1)
+    ago = page * places + places - torch.arange(places, device=mask.device)  # [G, places], 1 for the newest step
+    index = mask.sum(-1)[:, None, None] - ago
+    there = index >= 0
+    flat = index.clamp(min=0).flatten(1).unsqueeze(-1).expand(-1, -1, steps.shape[-1])
+    steps = F.pad(steps, (0, 0, 0, 1))  # a jagged batch of empty histories has no step at all
+    return steps.gather(1, flat).unflatten(1, index.shape[1:]), there
