@@ -3,6 +3,7 @@ from .ame import AME as AME
 from .attention_mmoe import AttentionMMoE as AttentionMMoE
 from .cross_stitch import CrossStitch as CrossStitch
 from .dbmtl import DBMTL as DBMTL
+from .dcmt import DCMT as DCMT
 from .dfm import DFM as DFM
 from .dupn import DUPN as DUPN
 from .escm2 import ESCM2 as ESCM2

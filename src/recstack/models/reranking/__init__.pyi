@@ -1,9 +1,15 @@
 from .ada_rank import AdaRank as AdaRank
+from .ddpg import DDPG as DDPG
+from .dear import DEAR as DEAR
 from .dlcm import DLCM as DLCM
+from .eg_rerank import EGRerank as EGRerank
 from .gsf import GSF as GSF
 from .lambda_mart import LambdaMART as LambdaMART
 from .mir import MIR as MIR
+from .nar4rec import NAR4Rec as NAR4Rec
 from .pear import PEAR as PEAR
+from .pier import PIER as PIER
 from .prm import PRM as PRM
 from .seq2slate import Seq2Slate as Seq2Slate
 from .set_rank import SetRank as SetRank
+from .slate_q import SlateQ as SlateQ
