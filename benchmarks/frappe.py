@@ -164,13 +164,15 @@ ROWS = {
     "AutoInt": Row("AutoInt", {"layers": 6, "width": 128, "heads": 4}, 0.05, (0.9831, 0.1637), 306051),
     "AFN+": Row(
         "AFN",
-        {"neurons": 1000, "hidden": (400,), "dropout": 0.4, "deep": WIDE, "deep_dropout": 0.2},
+        {"neurons": 1000, "hidden": (400,), "dropout": 0.4, "deep": WIDE, "deep_dropout": 0.2, "smallest": 1e-5},
         0.001,
         (0.9826, 0.2139),
         4482205,
         ((0.980178, 0.001353), (0.227092, 0.009444)),
     ),
-    "AFN": Row("AFN", {"neurons": 1000, "hidden": (400,), "dropout": 0.4}, 0.001, (0.9811, 0.2331), 4066711),
+    "AFN": Row(
+        "AFN", {"neurons": 1000, "hidden": (400,), "dropout": 0.4, "smallest": 1e-5}, 0.001, (0.9811, 0.2331), 4066711
+    ),
     "NFM": Row(
         "NFM",
         {"hidden": WIDE, "norm": None, "products_dropout": 0.0, "dropout": 0.4},

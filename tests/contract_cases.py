@@ -336,6 +336,7 @@ CASES = [
             "dropout": 0.1,
             "deep": (16, 8),
             "deep_dropout": 0.2,
+            "smallest": 1e-5,
         },
         testing.schema(tasks=FUNNEL),
         band=0.9,
