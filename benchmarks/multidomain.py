@@ -231,5 +231,9 @@ def _gain(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
     return "" if said["gain"] is None else f"{said['gain']:+.4f}{' (noise)' if said['verdict'] == 'noise' else ''}"
 
 
-if __name__ == "__main__":
+def main() -> None:
     pages.by_model(__doc__, DATA, names, run, table, (RESULTS, PAGE, BEGIN, END), epochs=EPOCHS)
+
+
+if __name__ == "__main__":
+    main()

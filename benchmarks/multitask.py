@@ -305,7 +305,11 @@ def _seeds(seeds: dict[int, Any]) -> str:
     return " ".join(map(str, sorted(seeds)))
 
 
-if __name__ == "__main__":
+def main() -> None:
     pages.by_model(
         __doc__, DATA, names, run, table, (RESULTS, PAGE, BEGIN, END), epochs=EPOCHS, default=("census", "kuairand")
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,7 @@ TASKS = (
 )
 # Models of task graphs: without the names of their case's tasks, or, where a graph (or one output) is all they are, not here.
 UNNAMED = {"AITM": {"chain": (), "alpha": 0.0}, "DBMTL": {"parents": None}, "ESMM": {"direct": None}}
-GRAPHS = ("DDPG", "DEAR", "DFM", "EGRerank", "ESCM2", "ESM2", "NAR4Rec", "NMTR", "PIER", "Seq2Slate", "SlateQ")
+GRAPHS = ("DCMT", "DDPG", "DEAR", "DFM", "EGRerank", "ESCM2", "ESM2", "NAR4Rec", "NMTR", "PIER", "Seq2Slate", "SlateQ")
 FIRST = {
     c.model: c
     for c in reversed(CASES)
