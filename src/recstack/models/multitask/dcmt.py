@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from recstack.errors import SchemaError
 from recstack.features import tasks
 from recstack.losses import inverse_propensity
 from recstack.losses.rows import weighted_mean
 from recstack.models.base import Model
-from recstack.models.entire_space import asked
+from recstack.models.entire_space import asked, conversions, cross_entropy
 from recstack.models.trunk import MultiTask
 from recstack.nn.experts import TaskTowers
 from recstack.nn.mlp import linear
@@ -78,14 +76,7 @@ class DCMT(MultiTask):
         history: str = "mean",
         trunk: Callable[..., Model] | None = None,
     ):
-        after = [t for t in schema.tasks if t.given is not None and t.kind == "binary" and t.weight > 0]
-        other = next((t for t in after if t.loss not in (None, "bce")), None)
-        if not after or other is not None:
-            said = "and none is declared" if other is None else f"and task {other.name!r} has another loss"
-            raise SchemaError(
-                f"DCMT weighs the cross entropy of what is only seen after a click, {said}. Declare "
-                'Task("click") and Task("order", given="click").'
-            )
+        after = conversions(schema, type(self).__name__, 'Task("order", given="click")')
         super().__init__(schema, dim, history, trunk)
         self.after, self.bond, self.floor = [t.name for t in after], bond, floor
         options = {"each": self.trunk.each, "norm": norm, "dropout": dropout}
@@ -107,8 +98,10 @@ class DCMT(MultiTask):
             label, seen, missed, weight, propensity = asked(logits, batch, self.schema, task)
             live = seen | missed
             options = {"where": live, "weight": weight, "floor": self.floor, "self_normalised": True}
-            fact = inverse_propensity(_error(mine, label), seen, propensity, **options)
-            counterfact = inverse_propensity(_error(other, torch.ones_like(other)), missed, 1 - propensity, **options)
+            fact = inverse_propensity(cross_entropy(mine, label), seen, propensity, **options)
+            counterfact = inverse_propensity(
+                cross_entropy(other, torch.ones_like(other)), missed, 1 - propensity, **options
+            )
             apart = (1 - mine.sigmoid() - other.sigmoid()).abs()
             bond = weighted_mean(apart, live.float() if weight is None else torch.where(live, weight, 0))
             out[name] = task.weight * (fact + counterfact + self.bond * bond)
@@ -121,7 +114,3 @@ class DCMT(MultiTask):
         h = self.twin_towers(x, mask)
         with torch.autocast(h.device.type, enabled=False):
             return {n: self.twins[n](v).squeeze(-1) for n, v in zip(self.after, h.float().unbind(-2), strict=True)}
-
-
-def _error(logit: Tensor, label: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logit, label, reduction="none")

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from recstack.errors import SchemaError, unknown
+from recstack.errors import unknown
 from recstack.features import tasks
 from recstack.losses import doubly_robust, inverse_propensity
 from recstack.models.base import Model
-from recstack.models.entire_space import asked
+from recstack.models.entire_space import asked, conversions, cross_entropy
 from recstack.models.trunk import MultiTask
 from recstack.nn.experts import TaskTowers
 from recstack.nn.mlp import linear
@@ -88,14 +87,7 @@ class ESCM2(MultiTask):
     ):
         if method not in METHODS:
             raise unknown("method", method, METHODS)
-        after = [t for t in schema.tasks if t.given is not None and t.kind == "binary" and t.weight > 0]
-        other = next((t for t in after if t.loss not in (None, "bce")), None)
-        if not after or other is not None:
-            said = "and none is declared" if other is None else f"and task {other.name!r} has another loss"
-            raise SchemaError(
-                f"ESCM2 weighs the cross entropy of what is only seen after a click, {said}. Declare "
-                'Task("click") and Task("order", given="click", weight=0.1).'
-            )
+        after = conversions(schema, type(self).__name__, 'Task("order", given="click", weight=0.1)')
         super().__init__(schema, dim, history, trunk)
         self.after = [t.name for t in after]
         self.floor, self.self_normalised = floor, self_normalised
@@ -120,15 +112,17 @@ class ESCM2(MultiTask):
             label, seen, missed, weight, propensity = asked(logits, batch, self.schema, task)
             options = {"where": seen | missed, "weight": weight, "floor": self.floor}
             options["self_normalised"] = self.self_normalised
-            error = _error(logits[name], label)
+            error = cross_entropy(logits[name], label)
             if imputed is None:
                 out[name] = task.weight * inverse_propensity(error, seen, propensity, **options)
                 continue
             guess = imputed[name]
-            risk = doubly_robust(error, _error(logits[name], guess.detach().sigmoid()), seen, propensity, **options)
+            risk = doubly_robust(
+                error, cross_entropy(logits[name], guess.detach().sigmoid()), seen, propensity, **options
+            )
             out[name] = task.weight * risk
             out[f"{name}/imputation"] = task.weight * inverse_propensity(
-                _error(guess, label), seen, propensity, **options
+                cross_entropy(guess, label), seen, propensity, **options
             )
         return out
 
@@ -141,7 +135,3 @@ class ESCM2(MultiTask):
         h = self.imputers(x, mask)
         with torch.autocast(h.device.type, enabled=False):
             return {n: self.imputed[n](v).squeeze(-1) for n, v in zip(self.after, h.float().unbind(-2), strict=True)}
-
-
-def _error(logit: Tensor, label: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logit, label, reduction="none")

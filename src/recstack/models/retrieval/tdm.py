@@ -197,29 +197,30 @@ class TDM(Structured, NextItem):
             state, ids = state[kept], ids[kept]
         n, groups = len(ids), max(-(-len(ids) // SHARING), 1)
         size = max(-(-n // groups), 1)
-        drawn, above = self._draw(groups, ids.device)
+        (drawn, above), table = self._draw(groups, ids.device), self._table()
         level = torch.arange(self.height - 1, -1, -1, device=ids.device)  # how far above the leaves
         own = self.codes[ids].unsqueeze(-1)
-        positive = self.score(state.unsqueeze(1), self._vectors(own >> level)).squeeze(1)  # [n, H]
+        positive = self.score(state.unsqueeze(1), self._vectors(own >> level, table)).squeeze(1)  # [n, H]
         more = groups * size - n
         asked = F.pad(state, (0, 0, 0, more)).view(groups, size, -1)
-        negative = self.score(asked, self._vectors(drawn))  # [G, S, M]
+        negative = self.score(asked, self._vectors(drawn, table))  # [G, S, M]
         ancestor = F.pad(own >> above, (0, 0, 0, more)).view(groups, size, -1)
         where = F.pad(torch.ones_like(ids), (0, more)).view(groups, size, 1).bool() & (ancestor != drawn.unsqueeze(1))
         loss = (F.softplus(-positive).sum() + (F.softplus(negative) * where).sum()) / max(n, 1)
         if self.training and self.agree and n:
-            loss = loss + self.agreement(state[torch.randperm(n, device=state.device)[: self.agree]])
+            loss = loss + self.agreement(state[torch.randperm(n, device=state.device)[: self.agree]], table)
         return loss
 
-    def agreement(self, state: Tensor) -> Tensor:
+    def agreement(self, state: Tensor, table: Tensor | None = None) -> Tensor:
         """How far the levels are from leading to the best leaves of a wide search, for states ``[n, W · D]``."""
+        table = self._table() if table is None else table
         with torch.no_grad():
             *inner, (_, nodes, score) = self.descend(state.unsqueeze(1), 4 * self.beam, self.leaves.unsqueeze(0) > 0)
             best = nodes.gather(1, score.topk(min(self.beam, score.shape[1])).indices)  # [n, K]
         loss = state.new_zeros((), dtype=torch.float32)
         for level, nodes, found in inner:
             right = (nodes.unsqueeze(-1) == (best >> (self.height - level)).unsqueeze(1)).any(-1) & found.isfinite()
-            score = self.score(state.unsqueeze(1), self._vectors(2**level + nodes)).squeeze(1)
+            score = self.score(state.unsqueeze(1), self._vectors(2**level + nodes, table)).squeeze(1)
             chance = score.masked_fill(found == -torch.inf, -torch.inf).log_softmax(-1).masked_fill(~right, 0.0)
             loss = loss - (chance.sum(1) / right.sum(1).clamp(min=1)).mean()
         return loss
@@ -237,11 +238,14 @@ class TDM(Structured, NextItem):
         items = torch.randint(2, len(self.codes), (groups, self.leaf_negatives), device=device)
         return torch.cat([*codes, self.codes[items]], 1), torch.tensor(above + [0] * items.shape[1], device=device)
 
-    def _vectors(self, codes: Tensor) -> Tensor:
-        """Vectors of nodes and leaves by code ``[..., D]``; an empty leaf has that of some item."""
-        inner = 2**self.height
+    def _table(self) -> Tensor:
+        """Vectors of the inner nodes by code, then of the items."""
+        return torch.cat([self.nodes.weight, self._items().to(self.nodes.weight)])
+
+    def _vectors(self, codes: Tensor, table: Tensor | None = None) -> Tensor:
+        """Vectors of nodes and leaves by code ``[..., D]``, of a `_table` at hand; an empty leaf has that of some item."""
+        inner, table = 2**self.height, self._table() if table is None else table
         item = self.leaves[(codes - inner).clamp(min=0)].clamp(min=1) - 1
-        table = torch.cat([self.nodes.weight, self._items().to(self.nodes.weight)])
         return F.embedding(torch.where(codes < inner, codes, inner + item), table)
 
     # -- the search ----------------------------------------------------------------------------------------------------
@@ -250,10 +254,10 @@ class TDM(Structured, NextItem):
         nodes int64 ``[R, M]`` in their order within the level, and their scores, -inf where no live leaf is below."""
         # The first level is scored whole: 4 to 8 nodes for each that is kept cost what the levels above them would.
         level = min(self.height, (8 * beam).bit_length() - 1)
-        nodes = torch.arange(2**level, device=users.device).expand(len(users), -1)
+        nodes, table = torch.arange(2**level, device=users.device).expand(len(users), -1), self._table()
         while True:
             live = leaves.unflatten(1, (2**level, -1)).any(-1).expand(len(users), -1).gather(1, nodes)
-            score = self.score(users, self._vectors(2**level + nodes)).squeeze(1).masked_fill(~live, -torch.inf)
+            score = self.score(users, self._vectors(2**level + nodes, table)).squeeze(1).masked_fill(~live, -torch.inf)
             yield level, nodes, score
             if level == self.height:
                 return
