@@ -1,5 +1,7 @@
 """Skip-gram against a pair-by-pair loop with automatic gradients; what is made of it; GF-CF against its dense formula."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -181,3 +183,17 @@ def test_gf_cf_is_its_dense_formula(rank):
         row[seen[offsets[n] : offsets[n + 1]]] = 1
         row *= di > 0
         torch.testing.assert_close(model.scores(requests)[n].double(), row @ whole, rtol=1e-3, atol=1e-4)
+
+
+def test_an_empty_hash_bucket_is_no_candidate():
+    log = rs.simulator.small()
+    hashed = [replace(f, buckets=5000) if f.name == "item_id" else f for f in log.schema.features]
+    log = rs.Log(log.events, log.schema.replace(features=hashed), users=log.users, items=log.items)
+    encoder = rs.Encoder(log.schema).fit(log)
+    for model in (rs.retrieval.Popularity(), rs.retrieval.DSSM(encoder.schema)):
+        model = model.fit(log, epochs=1, progress=False) if isinstance(model, rs.retrieval.DSSM) else model.fit(log)
+        found = model.recommend([1, 2], k=encoder.catalog.size, exclude_seen=False)
+        assert set(found.ids[found.mask].tolist()) <= set(encoder.catalog.ids.tolist())
+        assert None not in encoder.decode("item_id", found.ids[found.mask].numpy())
+        few = model.recommend([1], k=3, where=torch.ones(encoder.catalog.size, dtype=torch.bool))
+        assert set(few.ids[few.mask].tolist()) <= set(encoder.catalog.ids.tolist())

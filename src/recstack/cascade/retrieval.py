@@ -145,7 +145,7 @@ def evaluate_retrieval(
         every.add(found, start)
     left_out = "items met before left out" if exclude_seen else "items met before included"
     wanted = "each user's positive events of the test" if per == "user" else "each request's positive events"
-    protocol = f"Full ranking over {encoder.catalog.size - 2:,} items, {left_out}; relevant: {wanted}."
+    protocol = f"Full ranking over {len(encoder.catalog):,} items, {left_out}; relevant: {wanted}."
     table, overlap, values = every.rows()
     return RetrievalReport(table, overlap, values, len(rows), cuts, protocol)
 

@@ -191,6 +191,12 @@ class ItemStore:
         """Items."""
         return len(self.ids)
 
+    def live(self) -> Tensor:
+        """Bool ``[size]``: the ids that are items; padding, the unknown item and empty hash buckets are none."""
+        live = torch.zeros(self.size, dtype=torch.bool)
+        live[torch.from_numpy(self.ids)] = True
+        return live
+
     def batch(self, ids: Tensor | np.ndarray, *, only: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Item tensors of these ids, of any shape [...]; multi-valued features padded to [..., K].
 

@@ -409,8 +409,7 @@ class Recommends(Saved):
         requests = self.requests(users)
         if k < 1:
             raise ConfigError(f"k must be at least 1; got {k}.")
-        allowed = torch.ones(self.catalog.size, dtype=torch.bool) if where is None else where.clone()
-        allowed[:2] = False  # padding and out-of-vocabulary are no items
+        allowed = self.catalog.live() if where is None else where & self.catalog.live()
         ids, scores = self.search(requests, k, exclude_seen, allowed)
         mask = scores.isfinite() & (ids > 0)
         ids, scores = ids * mask, scores.masked_fill(~mask, 0.0)

@@ -42,14 +42,13 @@ class Structured(Recommends):
         """How well it finds what scoring everything would: the mean `recall` of the k items with the best scores of the same
         scorer, and the `share` of the catalogue's size that was scored (nodes of a structure count as items do)."""
         requests = self.requests(users)
-        allowed = torch.ones(self.catalog.size, dtype=torch.bool)
-        allowed[:2] = False
+        allowed = self.catalog.live()
         _, found, scored = self.counted_search(requests, k, exclude_seen, allowed)
         _, best = best_of_all(self.every_score, requests, k, exclude_seen, allowed, CELLS)
         worst = best.masked_fill(best == -torch.inf, torch.inf).amin(1, keepdim=True)
         hits = (found >= worst - 1e-5 * worst.abs()).sum()
         recall = hits / best.isfinite().sum().clamp(min=1)
-        return {"recall": float(recall), "share": float(scored.double().mean() / (self.catalog.size - 2))}
+        return {"recall": float(recall), "share": float(scored.double().mean() / len(self.catalog))}
 
     @torch.no_grad()
     def counted_search(
