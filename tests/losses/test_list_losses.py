@@ -114,6 +114,15 @@ def test_equal_scores_in_neural_ndcg_are_the_mean_over_their_orders():
     assert_close(losses.neural_ndcg(score, label, temperature=1e-4, iterations=0), due)
 
 
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_neural_ndcg_of_a_long_list_has_a_gradient(scale):
+    torch.manual_seed(0)
+    score, label = (scale * torch.randn(2, 120)).requires_grad_(), torch.randint(0, 3, (2, 120)).float()
+    losses.neural_ndcg(score, label, where=torch.rand(2, 120) < 0.8, k=10).backward()
+    assert score.grad.isfinite().all()
+    assert score.grad.abs().max() > 0
+
+
 def test_softrank_is_the_expected_ndcg_of_two_drawn_scores():
     score, label = torch.tensor([[0.4, 0.0]]), torch.tensor([[0.0, 1.0]])
     below = 0.5 * (1 + math.erf(0.4 / (math.sqrt(2) * 0.7) / math.sqrt(2)))

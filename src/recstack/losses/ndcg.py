@@ -132,9 +132,10 @@ def neural_ndcg(
     logit = ((n + 1 - 2 * place).unsqueeze(-1) * score.unsqueeze(-2) - apart.unsqueeze(-2)) / temperature
     logit = logit.masked_fill(~live.unsqueeze(-2), torch.finfo(score.dtype).min)
     order = logit.softmax(-1) * live.unsqueeze(-2) * (place <= n).unsqueeze(-1)  # rows are ranks, columns candidates
-    for _ in range(iterations):
-        order = order / order.sum(-2, keepdim=True).clamp(min=1e-10)
-        order = order / order.sum(-1, keepdim=True).clamp(min=1e-10)
+    for _ in range(iterations):  # each candidate is the likeliest at its own rank: only sums of the dead are 0
+        for along in (-2, -1):
+            total = order.sum(along, keepdim=True)
+            order = order / torch.where(total > 0, total, 1)
     worth = gains(label, gain)
     found = (order * worth.unsqueeze(-2)).sum(-1)
     return _missed((found * discounts(place, k)).sum(-1), worth, weight, k)

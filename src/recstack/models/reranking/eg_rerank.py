@@ -60,7 +60,7 @@ class EGRerank(Generated):
         dropout: in the evaluator.
 
     Raises:
-        ConfigError: where the first task is of another kind, or `places` or `samples` too small.
+        ConfigError: where the first task is of another kind, `places` or `samples` too small, or `hidden` empty.
 
     Huzhang et al., TKDE 2021, https://arxiv.org/abs/2003.11941
 
@@ -92,8 +92,11 @@ class EGRerank(Generated):
         dropout: float = 0.0,
     ):
         super().__init__(schema)
-        if places < 1 or samples < 2:
-            raise ConfigError(f"places must be at least 1 and samples at least 2; got {places} and {samples}.")
+        if places < 1 or samples < 2 or not hidden:
+            raise ConfigError(
+                "places must be at least 1, samples at least 2, and hidden one width at least; "
+                f"got {places}, {samples} and {tuple(hidden)}."
+            )
         self.samples, self.gamma, self.clip = samples, gamma, clip
         self.entropy, self.explore, self.renewal = entropy, explore, renewal
         self.inputs = Inputs(schema, dim, history=history)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recstack.kernels.pages import beam
 from recstack.nn.lists.encoder import ListEncoder
 from recstack.nn.lists.orders import chosen_first
 from recstack.nn.sequence.attention import AttentionLayer
@@ -52,14 +53,27 @@ def contrastive_pages(h: Tensor, log_chance: Tensor, mask: Tensor, alpha: float,
     Of `h` and `log_chance` as `PlaceMatching` gives them. (Su et al., NeurIPS 2022, https://arxiv.org/abs/2202.06417.)
     """
     chance, unit = log_chance.exp(), F.normalize(h, dim=-1)
-    alike, length = unit @ unit.transpose(1, 2), mask.shape[1]
+    alike = unit @ unit.transpose(1, 2)
+    if h.device.type == "cpu" and not torch.compiler.is_compiling():
+        given = (x.detach().numpy() for x in (chance, alike, mask))
+        turn, total = map(torch.from_numpy, beam(*given, alpha, pages))
+    else:
+        turn, total = _beam(chance, alike, mask, alpha, pages)
+    first, there = (x.unsqueeze(1).expand(turn.shape) for x in (log_chance[:, 0], mask))
+    orders = chosen_first(turn, first, there)
+    return torch.where(total.isinf().unsqueeze(-1), orders[:, :1], orders)
+
+
+def _beam(chance: Tensor, alike: Tensor, mask: Tensor, alpha: float, pages: int) -> tuple[Tensor, Tensor]:
+    """`kernels.pages.beam` of tensors on any device, and in a graph."""
+    length = mask.shape[1]
     left = mask.unsqueeze(1).expand(-1, pages, -1)
-    turn, near = torch.zeros_like(left, dtype=torch.int64), torch.zeros_like(left, dtype=h.dtype)
+    turn, near = torch.zeros_like(left, dtype=torch.int64), torch.zeros_like(left, dtype=chance.dtype)
     total = torch.full_like(near[..., 0], -torch.inf)
     total[:, 0] = 0  # one empty page to begin with
     for place in range(chance.shape[1]):
         score = (1 - alpha) * chance[:, place].unsqueeze(1) - alpha * near
-        full = ~left.any(-1, keepdim=True) & (torch.arange(length, device=h.device) == 0)  # such a page stays
+        full = ~left.any(-1, keepdim=True) & (torch.arange(length, device=mask.device) == 0)  # such a page stays
         score = torch.where(full, 0.0, score.masked_fill(~left, -torch.inf)) + total.unsqueeze(-1)
         value, at = score.flatten(1).sort(dim=-1, descending=True, stable=True)
         at, total = at[:, :pages], value[:, :pages]
@@ -69,5 +83,4 @@ def contrastive_pages(h: Tensor, log_chance: Tensor, mask: Tensor, alpha: float,
         turn, left = torch.where(here, chance.shape[1] - place, turn), left & ~here
         of_it = alike.gather(1, best.expand(near.shape))
         near = of_it if place == 0 else torch.maximum(near, of_it)
-    orders = chosen_first(turn, log_chance[:, :1].expand(near.shape), mask.unsqueeze(1).expand(left.shape))
-    return torch.where(total.isinf().unsqueeze(-1), orders[:, :1], orders)
+    return turn, total

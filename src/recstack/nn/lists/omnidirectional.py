@@ -36,8 +36,8 @@ class Omnidirectional(nn.Module):
         y = y * live.unsqueeze(-1)
         a = y.sum(-2) / mask.sum(-1).clamp(min=1)[..., None, None]  # [..., F, D]
         rows = a.flatten(0, -3)
-        whole = (a + self.along_list(rows, torch.ones_like(rows[..., 0], dtype=torch.bool)).view(a.shape)).mean(-2)
+        whole = (a + self.along_list(rows, None).view(a.shape)).mean(-2)
         y = y.transpose(-3, -2)
         rows = y.flatten(0, -3)
-        items = (y + self.along_item(rows, torch.ones_like(rows[..., 0], dtype=torch.bool)).view(y.shape)).mean(-2)
+        items = (y + self.along_item(rows, None).view(y.shape)).mean(-2)
         return whole, items * mask.unsqueeze(-1)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack.nn.lists.orders import chosen_first
@@ -36,17 +37,23 @@ class Pointer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, pick: Callable[[Tensor, int], Tensor]) -> Walk:
         items, given = self.encode(x), torch.zeros_like(x[:, 0])
+        whole = self.score.first
+        assert whole is not None
+        of_state, of_item = whole.weight.split([self.state, items.shape[-1]], 1)
+        items = F.linear(items, of_item, whole.bias)  # once, and not at each place
         h = c = x.new_zeros(x.shape[0], self.state)
-        left, turn, first, steps = mask, torch.zeros_like(mask, dtype=torch.int64), x[..., 0], []
+        left, turn, logits, picks = mask, torch.zeros_like(mask, dtype=torch.int64), [], []
         for place in range(self.places):
             h, c = self.cell(given, (h, c))
-            logit = self.out(self.score((h, items))).squeeze(-1).masked_fill(~left, LOW)
-            first = logit if place == 0 else first
-            chosen = pick(logit, place)
-            log = logit.log_softmax(-1)
-            one = chosen.unsqueeze(1)
-            steps.append((chosen, log.gather(1, one).squeeze(1), -(log.exp() * log).sum(-1), left.sum(-1)))
+            score = self.score.rest(items + F.linear(h, of_state).unsqueeze(1))
+            logits.append(self.out(score).squeeze(-1).masked_fill(~left, LOW))
+            picks.append(pick(logits[-1], place))
+            one = picks[-1].unsqueeze(1)
             here = torch.zeros_like(left).scatter(1, one, True) & left
             turn, left = torch.where(here, self.places - place, turn), left & ~here
             given = x.gather(1, one.unsqueeze(-1).expand(-1, -1, x.shape[-1])).squeeze(1)
-        return Walk(chosen_first(turn, first, mask), *(torch.stack(part, 1) for part in zip(*steps, strict=True)))
+        logit, chosen = torch.stack(logits, 1), torch.stack(picks, 1)
+        log = logit.log_softmax(-1)
+        count = (mask.sum(-1, keepdim=True) - torch.arange(self.places, device=mask.device)).clamp(min=0)
+        found = log.gather(2, chosen.unsqueeze(-1)).squeeze(-1)
+        return Walk(chosen_first(turn, logits[0], mask), chosen, found, -(log.exp() * log).sum(-1), count)

@@ -26,16 +26,22 @@ class SelfAttention(nn.Module):
         self.project = linear(width, 3 * width)
         self.out = linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor, causal: bool = False) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+        """``mask [R, T]``; None: every step is live."""
         q, k, v = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [R, heads, T, d] each
-        allowed = mask[:, None, None, :]
-        if causal:
+        # A row that may attend to nothing would be 0/0: it attends to what is there, and is zeroed below.
+        if mask is None:
+            allowed = None
+        elif causal:
             step = torch.arange(x.shape[1], device=x.device)
-            allowed = allowed & (step[:, None] >= step)
-        # A row that may attend to nothing would be 0/0: it attends to itself, and is zeroed below.
-        allowed = allowed | torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-        y = F.scaled_dot_product_attention(q, k, v, allowed, self.dropout if self.training else 0.0)
-        return self.out(y.transpose(1, 2).flatten(-2)) * mask.unsqueeze(-1)
+            allowed = mask[:, None, None, :] & (step[:, None] >= step)
+            allowed = allowed | torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        else:
+            allowed = (mask | ~mask.any(-1, keepdim=True))[:, None, None, :]  # the same for every step: no T × T
+        causal = causal and mask is None
+        y = F.scaled_dot_product_attention(q, k, v, allowed, self.dropout if self.training else 0.0, causal)
+        y = self.out(y.transpose(1, 2).flatten(-2))
+        return y if mask is None else y * mask.unsqueeze(-1)
 
 
 class TransformerLayer(nn.Module):
