@@ -235,6 +235,16 @@ def test_requests_of_columns_see_what_they_are_told_to():
     assert Requests.of(test).seen[0].tolist() == [0, 1, 2]
 
 
+def test_a_busy_users_events_are_kept_as_far_as_histories_reach():
+    log = make([(1, 1, 1, 0), (2, 2, 1, 0)])
+    profiles = Profiles.build(log, Encoder(SCHEMA).fit(log))
+    for at in range(1, 100):
+        profiles.append(1, 1 + at % 2, at)
+    asked = profiles.requests([1], times=True)
+    assert asked.batch["@time@past"].tolist() == [[97, 98, 99]]
+    assert all(len(times) <= 6 for times, _ in profiles._new[1].values())
+
+
 def test_threads_may_read_and_write():
     log = make([(0, 1, 1, 1), (1, 2, 0, 2)])
     profiles = Profiles.build(log, Encoder(SCHEMA).fit(log))

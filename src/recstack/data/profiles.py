@@ -177,6 +177,8 @@ class Profiles:
                 place = bisect.bisect_right(times, at)
                 times.insert(place, at)
                 items.insert(place, item_id)
+                if len(times) > 2 * history.max_len:  # or a busy user's would grow for as long as the service runs
+                    del times[: -history.max_len], items[: -history.max_len]
 
     def requests(
         self,
