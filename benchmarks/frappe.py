@@ -75,7 +75,7 @@ class Row(NamedTuple):
         runs: AUC's and logloss's (mean, deviation) over five runs, where they are published.
         training: what differs in the trainer's arguments.
         scales: whether the scales of batch norms begin from U(0, 1), as in torch 1.0, and not as ones. With ones AFN's first
-            steps overshoot (a loss of 13 in the second; .80 over the first epoch, .49 published), and it never recovers.
+            steps overshoot: a loss of 13 in the second; .80 over the first epoch, where this has .51 and published is .49.
     """
 
     model: str

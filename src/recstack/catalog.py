@@ -122,7 +122,7 @@ def files(stage: str) -> list[Path]:
 def read(path: Path) -> list[Entry]:
     """The models of one file, without importing it; the stage is the name of its folder."""
     source = path.read_text("utf8")
-    tree = ast.parse(source)
+    tree, lines = ast.parse(source), source.encode().split(b"\n")  # the tree counts in bytes
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     title, authors, venue, year, link = _paper(ast.get_docstring(tree) or "")
     return [
@@ -138,7 +138,7 @@ def read(path: Path) -> list[Entry]:
             summary=_first(ast.get_docstring(classes[name]) or ""),
             equation=_equation(ast.get_docstring(classes[name]) or ""),
             departs=_departs(ast.get_docstring(classes[name]) or ""),
-            options=_options(classes[name], classes, source),
+            options=_options(classes[name], classes, lines),
             measured=tuple(measured().get(f"{path.parent.name}.{name}") or measured().get(name, ())),
         )
         for name in model_classes(path)
@@ -190,19 +190,27 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _options(node: ast.ClassDef, classes: dict[str, ast.ClassDef], source: str) -> tuple[Option, ...]:
+def _options(node: ast.ClassDef, classes: dict[str, ast.ClassDef], lines: list[bytes]) -> tuple[Option, ...]:
     """Of its constructor, or of the base's that stands in the same file; the schema is no option."""
     init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
     if init is None:
         bases = [b.id for b in node.bases if isinstance(b, ast.Name) and b.id in classes]
-        return _options(classes[bases[0]], classes, source) if bases else ()
+        return _options(classes[bases[0]], classes, lines) if bases else ()
     given = init.args
     plain = [*given.posonlyargs, *given.args]
     defaults = [None] * (len(plain) - len(given.defaults)) + list(given.defaults)
     pairs = [*zip(plain, defaults, strict=True), *zip(given.kwonlyargs, given.kw_defaults, strict=True)]
 
     def written(node: ast.expr | None) -> str | None:
-        return None if node is None else ast.get_source_segment(source, node)
+        if node is None:
+            return None
+        assert node.end_lineno is not None
+        rows = lines[
+            node.lineno - 1 : node.end_lineno
+        ]  # ast.get_source_segment splits the file for each of 2,500 options
+        rows[-1] = rows[-1][: node.end_col_offset]
+        rows[0] = rows[0][node.col_offset :]
+        return b"\n".join(rows).decode()
 
     return tuple(Option(a.arg, written(d), written(a.annotation)) for a, d in pairs if a.arg not in ("self", "schema"))
 

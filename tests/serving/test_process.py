@@ -82,11 +82,15 @@ def test_a_taken_port_is_one_sentence(saved):
 
 def test_serving_needs_no_training_code(saved):
     code = f"""
-import asyncio, sys
+import importlib, sys
+from recstack import catalog
 from recstack.serving import app
 made = app({str(saved)!r})
 print(made.state.service.recommend(made.state.service.profiles.users[0], 3)["known"])
 print(*[m for m in ("recstack.training", "pandas", "sklearn", "matplotlib", "polars", "narwhals", "pyarrow") if m in sys.modules])
+for model in catalog.models():
+    importlib.import_module(model.module)
+print(*[m for m in ("torch._dynamo",) if m in sys.modules])  # the compiler, which takes seconds to import
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

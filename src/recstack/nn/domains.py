@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from recstack.nn.mlp import linear
 
 Domain = int | Tensor  # of all rows [n, W], or [R] of each request [R, L, W]
 Network = Callable[[list[Tensor], Sequence[Domain]], list[Tensor]]
+_opaque: Any = None
 
 
 def by_domain(network: Network, x: Tensor, domain: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -33,10 +35,16 @@ def by_domain(network: Network, x: Tensor, domain: Tensor, mask: Tensor | None =
         if domain.dim() == 1:
             return network([x], [domain])[0]
         return network([x.flatten(0, 1).unsqueeze(1)], [domain.flatten()])[0].view(*x.shape[:-1], -1)
-    return _grouped(network, x, domain, mask)  # type: ignore[call-arg]
+    if not torch.compiler.is_compiling():
+        return _grouped(network, x, domain, mask)
+    # How many parts there are depends on the data: traced, every other number would be traced anew. Made on first use:
+    # torch.compiler.disable imports the whole compiler, which serving never needs.
+    global _opaque
+    if _opaque is None:
+        _opaque = torch.compiler.disable(_grouped)
+    return _opaque(network, x, domain, mask)
 
 
-@torch.compiler.disable  # how many parts there are depends on the data: traced, every other number would be traced anew
 def _grouped(network: Network, x: Tensor, domain: Tensor, mask: Tensor | None) -> Tensor:
     rows = x.flatten(0, -2)
     of_row = (domain if domain.dim() > 1 else domain.unsqueeze(-1).expand(x.shape[:-1])).reshape(-1)
