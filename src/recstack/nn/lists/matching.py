@@ -55,8 +55,8 @@ def contrastive_pages(h: Tensor, log_chance: Tensor, mask: Tensor, alpha: float,
     chance, unit = log_chance.exp(), F.normalize(h, dim=-1)
     alike = unit @ unit.transpose(1, 2)
     if h.device.type == "cpu" and not torch.compiler.is_compiling():
-        given = (x.detach().numpy() for x in (chance, alike, mask))
-        turn, total = map(torch.from_numpy, beam(*given, alpha, pages))
+        found = beam(chance.detach().numpy(), alike.detach().numpy(), mask.numpy(), alpha, pages)
+        turn, total = map(torch.from_numpy, found)
     else:
         turn, total = _beam(chance, alike, mask, alpha, pages)
     first, there = (x.unsqueeze(1).expand(turn.shape) for x in (log_chance[:, 0], mask))

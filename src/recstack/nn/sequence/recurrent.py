@@ -90,26 +90,29 @@ class GRU(nn.Module):
     def forward(self, sequence: Tensor, mask: Tensor) -> Tensor:
         live = mask.unsqueeze(-1)
         with torch.autocast(sequence.device.type, enabled=False):
-            cell = self.cell
-            if not torch.compiler.is_compiling():  # steps stand left: padding comes after what counts
-                return (self._few(sequence.float()) if self._serves(sequence) else cell(sequence.float())[0]) * live
-            weights: list[Tensor] = list(cell.parameters())  # of the inputs, of the state, and their biases
-            gates = F.linear(sequence.float(), weights[0], weights[2]).transpose(0, 1)  # [T, R, 3 H]
-            start = gates.new_zeros(gates.shape[1], cell.hidden_size)
-            given = (weights[1], weights[3])
-            states = unroll(gru_step, start, (gates, live.to(gates.dtype).transpose(0, 1)), given)
-            return states.transpose(0, 1) * live
+            sequence = sequence.float()
+            if torch.compiler.is_compiling():
+                return self._unrolled(sequence, live) * live
+            if len(sequence) > recurrent.FEW or sequence.device.type != "cpu" or torch.is_grad_enabled():
+                return self.cell(sequence)[0] * live  # steps stand left: padding comes after what counts
+            return self._few(sequence) * live
 
-    @staticmethod
-    def _serves(sequence: Tensor) -> bool:
-        return len(sequence) <= recurrent.FEW and sequence.device.type == "cpu" and not torch.is_grad_enabled()
+    def _unrolled(self, sequence: Tensor, live: Tensor) -> Tensor:
+        of_input, of_state, *bias = self._weights()
+        gates = F.linear(sequence, of_input, bias[0]).transpose(0, 1)  # [T, R, 3 H]
+        start = gates.new_zeros(gates.shape[1], self.cell.hidden_size)
+        inputs = (gates, live.to(gates.dtype).transpose(0, 1))
+        return unroll(gru_step, start, inputs, (of_state, bias[1])).transpose(0, 1)
 
     def _few(self, sequence: Tensor) -> Tensor:
         """Live requests come one by one: there torch's loop is slow, some 20 µs a step."""
-        cell = self.cell
-        gates = F.linear(sequence, cell.weight_ih_l0, cell.bias_ih_l0)
-        given = (x.detach().numpy() for x in (gates, cell.weight_hh_l0, cell.bias_hh_l0))
-        return torch.from_numpy(recurrent.gru(*given))
+        of_input, of_state, *bias = self._weights()
+        gates = F.linear(sequence, of_input, bias[0])
+        return torch.from_numpy(recurrent.gru(*(x.detach().numpy() for x in (gates, of_state, bias[1]))))
+
+    def _weights(self) -> list[Tensor]:
+        """Of the inputs, of the state, and their biases."""
+        return list(self.cell.parameters())
 
 
 def lstm_step(state: Tensor, gates: Tensor, keep: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
