@@ -53,6 +53,7 @@ LOSSES: dict[str, Any] = {
     "listmle": "listmle",
     "p_listmle": "p_listmle",
     "softrank@10": ("softrank", {"k": 10}),
+    "softrank@10, σ = 0.1": ("softrank", {"k": 10, "sigma": 0.1}),
     "approx_ndcg": "approx_ndcg",
     "neural_ndcg@10": ("neural_ndcg", {"k": 10}),
 }

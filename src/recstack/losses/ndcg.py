@@ -69,7 +69,8 @@ def softrank(
         \pi_{ij} = \Phi\Big(\frac{s_i - s_j}{\sqrt 2\, \sigma}\Big)
 
     The paper's rank-binomial distribution: the others i push j down one after the other, as if independently. O(L³) time and
-    memory, O(k L²) with a cut, which loses nothing. As :math:`\sigma` goes to 0 it becomes 1 - NDCG@k.
+    memory, O(k L²) with a cut, which loses nothing. As :math:`\sigma` goes to 0 it becomes 1 - NDCG@k. Scores that are closer
+    than :math:`\sigma` put every candidate of a long list far below a cut, and nothing is learned: choose it smaller there.
 
     https://doi.org/10.1145/1341531.1341544
 
