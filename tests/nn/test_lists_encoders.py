@@ -5,6 +5,7 @@ import torch
 
 from recstack.errors import ConfigError
 from recstack.nn.lists import ENCODERS, ListEncoder
+from recstack.nn.sequence.transformer import SelfAttention
 
 W, HEADS, KERNEL = 8, 2, 3
 MASK = torch.tensor([[True] * 5, [True, True, False, True, False], [False] * 5])
@@ -155,3 +156,15 @@ def test_bad_options_are_said():
         encoder("lite_conv")
     with pytest.raises(ConfigError, match="heads must divide"):
         ListEncoder("lite", 6, heads=2)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_without_a_mask_is_that_of_live_steps_and_a_dead_row_is_zeros(causal):
+    torch.manual_seed(0)
+    block, x = SelfAttention(8, 2), torch.randn(3, 5, 8)
+    mask = torch.arange(5) < torch.tensor([5, 2, 0])[:, None]
+    y = block(x, mask, causal)
+    torch.testing.assert_close(y[0], block(x[:1], None, causal)[0])
+    torch.testing.assert_close(y[1, :2], block(x[1:2, :2], None, causal)[0])
+    assert not y[1, 2:].any()
+    assert not y[2].any()

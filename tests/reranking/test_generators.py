@@ -348,6 +348,8 @@ def test_options_that_make_no_sense_are_said():
         NAR4Rec(schema, alpha=1.5)
     with pytest.raises(ConfigError, match="samples at least 2"):
         EGRerank(schema, samples=1)
+    with pytest.raises(ConfigError, match="hidden one width at least"):
+        EGRerank(schema, hidden=())
 
 
 LOUD = torch.arange(20) % 3 == 0

@@ -29,15 +29,15 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
         """``mask [R, T]``; None: every step is live."""
         q, k, v = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [R, heads, T, d] each
-        # A row that may attend to nothing would be 0/0: it attends to what is there, and is zeroed below.
-        if mask is None:
-            allowed = None
-        elif causal:
+        allowed = None
+        if (
+            mask is not None and causal
+        ):  # who may attend to nothing would be 0/0: it attends to itself, and is zeroed below
             step = torch.arange(x.shape[1], device=x.device)
             allowed = mask[:, None, None, :] & (step[:, None] >= step)
             allowed = allowed | torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-        else:
-            allowed = (mask | ~mask.any(-1, keepdim=True))[:, None, None, :]  # the same for every step: no T × T
+        elif mask is not None:  # the same for every step, so no T × T; where nothing is live, to all
+            allowed = (mask | ~mask.any(-1, keepdim=True))[:, None, None, :]
         causal = causal and mask is None
         y = F.scaled_dot_product_attention(q, k, v, allowed, self.dropout if self.training else 0.0, causal)
         y = self.out(y.transpose(1, 2).flatten(-2))
