@@ -40,6 +40,7 @@ SINGLE = "single"
 NEEDS = (
     "AITM",
     "DBMTL",
+    "DCMT",
     "DFM",
     "DUPN",
     "ESM2",
