@@ -193,8 +193,8 @@ def test_one_pass_trains_every_prefix(fitted):
             # positions count from the end of the whole sequence: the encoder reads all of it, the decoder a part
             memory, live, _ = model.read({key: v[r : r + 1] for key, v in batch.items()})
             memory, live = memory[:, : 1 + 3 * t], live[:, : 1 + 3 * t]
-            states = model.written(codes[..., :-1], memory, live.unsqueeze(1))
-            log_p = model.log_p(states)[0, 0]
+            states = model.net.written(codes[..., :-1], memory, live.unsqueeze(1))
+            log_p = model.net.log_p(states)[0, 0]
             total, n = total - sum(log_p[c, codes[0, 0, c] - 1] for c in range(3)), n + 1
     assert_close(model.losses(batch)["codes"], total / (3 * n))
 

@@ -11,14 +11,17 @@ from torch import Tensor
 
 from recstack.errors import ConfigError
 from recstack.kernels.cooccurrence import normalise_rows
-from recstack.kernels.skip_gram import Parts, alone, noise, skip_gram
+from recstack.kernels.skip_gram import Parts, alone, noise, skip_gram, thinned
 from recstack.kernels.topk import Sparse, offsets_of
-from recstack.models.counting import FromHistory
+from recstack.models.counting import FromHistory, item_values, sessions
 from recstack.models.scored import best_of_all
-from recstack.schema import Schema
+from recstack.schema import Schema, Vector, is_derived, is_embedded
 
 if TYPE_CHECKING:
-    from recstack.data import Requests
+    from recstack.data import Columns, Requests
+
+CONTENT = {"dim": 64, "window": 20, "negatives": 5, "lr": 0.025}  # of the skip-gram of `content_vectors`
+PASSES = 10
 
 
 class ItemVectors(FromHistory):
@@ -142,3 +145,29 @@ def composed(parts: Parts, attention: np.ndarray, table: np.ndarray, met: np.nda
     vectors = np.zeros((len(met), table.shape[1]), np.float32)
     np.add.at(vectors, item[rest], (weights(parts, attention)[:, None] * table[parts.rows])[rest])
     return vectors
+
+
+def content_vectors(schema: Schema, catalog: Any, train: Columns, seed: int, who: str) -> np.ndarray:
+    """What items are, and whom they are met with: float32 ``[N, W]``, zeros for items of which nothing is known.
+
+    A skip-gram over what users met together, in which an item is the mean of its own vector and those of its categories,
+    lists and words; beside it the item's Vectors, each of unit length.
+    """
+    sets, _ = sessions(train, None, None, who)
+    counts = np.bincount(sets.columns, minlength=sets.width)
+    beside = [f for f in schema.by_role("item") if f.name != schema.item]
+    parts = together(sets.width, [item_values(catalog, f) for f in beside if is_embedded(f) and not is_derived(f)])
+    skip = ItemVectors(schema, **CONTENT, seed=seed, task=None, history=None, last=None, decay=1.0)
+
+    def passed(epoch: int) -> Any:
+        return thinned(sets, np.ones(sets.width), (seed << 20) + epoch, True)
+
+    table, attention = skip.learn([passed] * PASSES, counts, parts)
+    skip.keep(composed(parts, attention, table, counts > 0), np.ones(sets.width))
+    found = [skip.vectors]
+    for f in (f for f in beside if isinstance(f, Vector)):
+        given = catalog.block.column(f.name).astype(np.float32)
+        found.append(given / np.linalg.norm(given, axis=1, keepdims=True).clip(1e-30))
+    whole = np.concatenate(found, 1)
+    whole[np.setdiff1d(np.arange(len(whole)), catalog.ids)] = 0
+    return whole

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,40 @@ class Trie:
             return torch.zeros_like(child), torch.zeros_like(child, dtype=torch.bool)
         place = torch.searchsorted(known, child).clamp(max=len(known) - 1)
         return place, known[place] == child
+
+    def search(
+        self, next_code: Callable[[Tensor], Tensor], n: int, width: int, k: int, forbidden: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Beam search: for each of n requests the k best items ``[n, k or all]``, best first, and their scores.
+
+        Args:
+            next_code: log p of each value of the next code, ``[n, B, K]``, by what is written so far, from 1, ``[n, B, l]``.
+            n: requests.
+            width: beginnings that are kept.
+            k: items that are wanted.
+            forbidden: bool ``[n, N]``: items that a request may not be given; they take up beams all the same.
+
+        >>> trie = Trie(torch.tensor([[0, 0], [1, 2], [2, 1], [2, 2]]), torch.ones(4, dtype=torch.bool), 2)
+        >>> trie.search(lambda written: torch.tensor([0.4, 0.6]).log().expand(1, written.shape[1], 2), 1, 3, 1)[0]
+        tensor([[3]])
+        """
+        codes, key, score = torch.zeros(n, 1, 0).long(), torch.zeros(n, 1).long(), torch.zeros(n, 1)
+        last = len(self.beginnings) - 1
+        for level in range(last + 1):
+            place, there = self.children(key, level)  # [n, B, K]
+            score = (score.unsqueeze(-1) + next_code(codes)).masked_fill(~there, -torch.inf)
+            if level == last:
+                break
+            best = score.flatten(1).topk(min(width, score[0].numel()))
+            beam, code = best.indices // self.codes, best.indices % self.codes
+            score, key = best.values, key.gather(1, beam) * self.codes + code
+            before = codes.gather(1, beam.unsqueeze(-1).expand(-1, -1, level))
+            codes = torch.cat([before, code.unsqueeze(-1) + 1], -1)
+        ids = self.items[place].flatten(1)
+        if forbidden is not None:
+            score = score.masked_fill(forbidden.gather(1, ids).view(score.shape), -torch.inf)
+        best = score.flatten(1).topk(min(k, score[0].numel()))
+        return ids.gather(1, best.indices), best.values
 
 
 def kept_apart(codes: Tensor, values: int) -> Tensor:

@@ -5,36 +5,30 @@ https://arxiv.org/abs/2305.05065
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from recstack.errors import ConfigError, DataError, TrainingError
 from recstack.features import tasks
 from recstack.features.columns import column, padded
 from recstack.features.tables import check_ids
-from recstack.kernels.skip_gram import thinned
 from recstack.models.base import Retriever
-from recstack.models.counting import item_values, sessions
-from recstack.models.item_vectors import ItemVectors, composed, together
+from recstack.models.item_vectors import content_vectors
 from recstack.models.next_item import covering, sought
 from recstack.nn.quantizer import ResidualAutoencoder, ResidualQuantizer
-from recstack.nn.sequence.decoder import DecoderLayer
-from recstack.nn.sequence.transformer import TransformerLayer
+from recstack.nn.sequence.codes import CodeTransformer
 from recstack.nn.trie import Trie, kept_apart
-from recstack.schema import Schema, Vector, is_derived, is_embedded
+from recstack.schema import Schema
 
 if TYPE_CHECKING:
     from recstack.data import Columns, Requests
 
 Batch = Mapping[str, Tensor]
-CONTENT = {"dim": 64, "window": 20, "negatives": 5, "lr": 0.025}  # of the skip-gram
-PASSES = 10
 CELLS = 1 << 22  # scores of codes that the beam search makes at a time
 
 
@@ -110,20 +104,7 @@ class TIGER(Retriever):
         self.quantizer_steps, self.beam, self.seed = quantizer_steps, beam, seed
         self.size = schema.feature(schema.item).size  # type: ignore[arg-type, attr-defined]
         self.register_buffer("item_codes", torch.zeros(self.size, self.length, dtype=torch.int64))
-        self.table = nn.Embedding(1 + self.length * codes, dim, padding_idx=0)
-        nn.init.normal_(self.table.weight[1:], std=0.02)
-        self.begin = nn.Parameter(0.02 * torch.randn(dim))
-        self.read_places, self.written_places = (
-            nn.Parameter(0.02 * torch.randn(self.length, dim)),
-            nn.Parameter(0.02 * torch.randn(self.length, dim)),
-        )
-        self.positions = nn.Parameter(0.02 * torch.randn(self.history.max_len, dim))
-        self.dropout, self.scale = nn.Dropout(dropout), dim**0.5
-        self.encoder = nn.ModuleList(
-            TransformerLayer(dim, heads, hidden, dropout=dropout, before=True) for _ in range(layers)
-        )
-        self.decoder = nn.ModuleList(DecoderLayer(dim, heads, hidden, dropout) for _ in range(layers))
-        self.norms = nn.ModuleList([nn.LayerNorm(dim), nn.LayerNorm(dim)])
+        self.net = CodeTransformer(self.length, codes, dim, layers, heads, hidden, self.history.max_len, dropout)
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """``[R, 1, D]``: the encoder's last state. With an item's vector its inner product says nothing."""
@@ -135,58 +116,22 @@ class TIGER(Retriever):
         """``[N, D]``: the sum of the vectors of an item's codes but the last, near each other for items that share codes."""
         ids = column(batch, self.schema.item)  # type: ignore[arg-type]
         check_ids(ids, self.schema.item, self.size)  # type: ignore[arg-type]
-        return self._vectors(self.item_codes[ids.long(), :-1]).sum(-2)
+        return self.net.vectors(self.item_codes[ids.long(), :-1]).sum(-2)
 
-    # -- the transformer -----------------------------------------------------------------------------------------------
-    def _vectors(self, codes: Tensor) -> Tensor:
-        """Of the first l codes of items, from 1 and 0 for none, ``[..., l]``: ``[..., l, D]``."""
-        first = self.codes * torch.arange(codes.shape[-1], device=codes.device)
-        return F.embedding(codes + first * (codes > 0), self.table.weight) * self.scale
-
+    # -- the score -----------------------------------------------------------------------------------------------------
     def read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """What the decoder reads ``[R, 1 + T · C, D]``, which of it is live, and the item ids of the history ``[R, T]``."""
         key = f"{self.schema.item}@{self.history.name}"
         ids, offsets = column(batch, key), batch.get(f"{self.history.name}@offsets")
         ids = (ids if offsets is None else padded(ids, offsets)).long()
         check_ids(ids, key, self.size)
-        codes = self.item_codes[ids]
-        back = (ids > 0).sum(-1, keepdim=True) - 1 - torch.arange(ids.shape[1], device=ids.device)  # 0: the most recent
-        place = F.embedding(back.clamp(0, self.history.max_len - 1), self.positions).unsqueeze(-2) + self.read_places
-        x = (self._vectors(codes) + place).flatten(1, 2)
-        x = torch.cat([self.begin.expand(x.shape[0], 1, -1).to(x.dtype), x], 1)
-        live = F.pad((codes > 0).flatten(1), (1, 0), value=True)
-        x = self.dropout(x) * live.unsqueeze(-1)
-        for layer in self.encoder:
-            x = layer(x, live, causal=True)
-        return self.norms[0](x) * live.unsqueeze(-1), live, ids
-
-    def written(self, codes: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """States behind the beginning and each of codes ``[R, G, l]``, of which the next is told: ``[R, G, l + 1, D]``.
-
-        G items are written for each memory ``[R, S, D]``, which item g reads where ``mask [R, G, S]``.
-        """
-        x = F.pad(self._vectors(codes), (0, 0, 1, 0)) + self.written_places[: codes.shape[-1] + 1]
-        x = self.dropout(x)
-        for layer in self.decoder:
-            x = layer(x, memory, mask)
-        return self.norms[1](x)
-
-    def log_p(self, states: Tensor, level: int = 0) -> Tensor:
-        """Of each value of the codes from `level` on, by states ``[..., l, D]``: float32 ``[..., l, K]``."""
-        tables = self.table.weight[1:].view(self.length, self.codes, -1)[level : level + states.shape[-2]]
-        with torch.autocast(states.device.type, enabled=False):
-            return torch.einsum("...ld,lkd->...lk", states.float(), tables.float()).log_softmax(-1)
-
-    def _of_items(self, states: Tensor, codes: Tensor) -> Tensor:
-        """s of items, by states ``[..., C, D]`` and codes ``[..., C]``; without codes, that of codes drawn blindly."""
-        found = self.log_p(states).gather(-1, (codes - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1).sum(-1)
-        return torch.where(codes[..., 0] > 0, found, -self.length * math.log(self.codes))
+        return *self.net.read(self.item_codes[ids], ids > 0), ids
 
     def _score(self, items: Tensor, memory: Tensor, live: Tensor) -> Tensor:
         """s of items ``[R, G]``."""
         codes = self.item_codes[items.long()]
         mask = live.unsqueeze(1).expand(-1, items.shape[1], -1)
-        return self._of_items(self.written(codes[..., :-1], memory, mask), codes)
+        return self.net.log_likelihood(self.net.written(codes[..., :-1], memory, mask), codes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         items = column(batch, self.schema.item)  # type: ignore[arg-type]
@@ -208,8 +153,10 @@ class TIGER(Retriever):
         before = live.unsqueeze(1) & (token < 1 + self.length * step.unsqueeze(-1))
         codes = self.item_codes[wanted]
         where = codes[..., 0] > 0
-        states = self.written(codes[..., :-1], memory, before)[where]
-        return {"codes": -self._of_items(states, codes[where]).sum() / (self.length * where.sum().clamp(min=1))}
+        states = self.net.written(codes[..., :-1], memory, before)[where]
+        return {
+            "codes": -self.net.log_likelihood(states, codes[where]).sum() / (self.length * where.sum().clamp(min=1))
+        }
 
     def training_columns(self, train: Any) -> Any:
         return covering(train, self.history)
@@ -221,7 +168,7 @@ class TIGER(Retriever):
         Raises:
             DataError: no item was met, or codes ** 2 items share all codes but the last.
         """
-        vectors = self.vectors(train)
+        vectors = content_vectors(self.schema, self.catalog, train, self.seed, "TIGER")
         live = torch.from_numpy(vectors.any(1)).nonzero().flatten()
         if not len(live):
             raise DataError("TIGER found no item that a user has met; train it on a log with positive rows.")
@@ -239,28 +186,6 @@ class TIGER(Retriever):
         means = ResidualQuantizer(x.shape[1], self.levels, self.codes)
         means.start(x, torch.Generator().manual_seed(self.seed))
         return means.eval()(x)[0]
-
-    def vectors(self, train: Columns) -> np.ndarray:
-        """What the codes are made of: float32 ``[N, W]``, zeros for items of which nothing is known."""
-        sets, _ = sessions(train, None, None, "TIGER")
-        counts = np.bincount(sets.columns, minlength=sets.width)
-        beside = [f for f in self.schema.by_role("item") if f.name != self.schema.item]
-        read = [f for f in beside if is_embedded(f) and not is_derived(f)]
-        parts = together(sets.width, [item_values(self.catalog, f) for f in read])
-        skip = ItemVectors(self.schema, **CONTENT, seed=self.seed, task=None, history=None, last=None, decay=1.0)
-
-        def passed(epoch: int) -> Any:
-            return thinned(sets, np.ones(sets.width), (self.seed << 20) + epoch, True)
-
-        table, attention = skip.learn([passed] * PASSES, counts, parts)
-        skip.keep(composed(parts, attention, table, counts > 0), np.ones(sets.width))
-        found = [skip.vectors]
-        for f in (f for f in beside if isinstance(f, Vector)):
-            given = self.catalog.block.column(f.name).astype(np.float32)
-            found.append(given / np.linalg.norm(given, axis=1, keepdims=True).clip(1e-30))
-        whole = np.concatenate(found, 1)
-        whole[np.setdiff1d(np.arange(len(whole)), self.catalog.ids)] = 0
-        return whole
 
     def code_use(self) -> dict[str, float]:
         """How well the codes keep items apart: the share of items that share all codes but the last with another
@@ -292,32 +217,18 @@ class TIGER(Retriever):
 
     def _beams(self, requests: Requests, trie: Trie, width: int, k: int, exclude_seen: bool) -> tuple[Tensor, Tensor]:
         memory, live, _ = self.read(self._here(requests.batch))
-        n = len(requests)
-        codes, key, score = (
-            torch.zeros(n, 1, 0, dtype=torch.int64),
-            torch.zeros(n, 1, dtype=torch.int64),
-            torch.zeros(n, 1),
-        )
-        for level in range(self.length):
-            mask = live.unsqueeze(1).expand(-1, key.shape[1], -1)
-            log_p = self.log_p(self.written(codes.to(memory.device), memory, mask)[:, :, -1:], level)[:, :, 0].cpu()
-            place, there = trie.children(key, level)  # [n, B, K]
-            score = (score.unsqueeze(-1) + log_p).masked_fill(~there, -torch.inf)
-            if level == self.levels:
-                ids = trie.items[place]
-                if exclude_seen:
-                    offsets, items = (torch.as_tensor(x).long() for x in requests.seen)
-                    seen = torch.zeros(n, len(self.item_codes), dtype=torch.bool)
-                    seen[torch.repeat_interleave(torch.arange(n), offsets.diff()), items] = True
-                    score.masked_fill_(seen.gather(1, ids.flatten(1)).view(ids.shape), -torch.inf)
-                best = score.flatten(1).topk(min(k, score[0].numel()))
-                return ids.flatten(1).gather(1, best.indices), best.values
-            best = score.flatten(1).topk(min(width, score[0].numel()))
-            beam, code = best.indices // self.codes, best.indices % self.codes
-            score, key = best.values, key.gather(1, beam) * self.codes + code
-            before = codes.gather(1, beam.unsqueeze(-1).expand(-1, -1, level))
-            codes = torch.cat([before, code.unsqueeze(-1) + 1], -1)
-        raise AssertionError("an item has at least two codes")
+
+        def next_code(codes: Tensor) -> Tensor:
+            mask = live.unsqueeze(1).expand(-1, codes.shape[1], -1)
+            states = self.net.written(codes.to(memory.device), memory, mask)
+            return self.net.log_p(states[:, :, -1:], codes.shape[-1])[:, :, 0].cpu()
+
+        seen = None
+        if exclude_seen:
+            offsets, items = (torch.as_tensor(x).long() for x in requests.seen)
+            seen = torch.zeros(len(requests), self.size, dtype=torch.bool)
+            seen[torch.repeat_interleave(torch.arange(len(requests)), offsets.diff()), items] = True
+        return trie.search(next_code, len(requests), width, k, seen)
 
     @torch.no_grad()
     def pair_scores(self, requests: Requests, ids: Tensor) -> Tensor:
