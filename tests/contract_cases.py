@@ -1748,6 +1748,7 @@ CASES = [
             "tree": "genre",
             "rounds": 2,
             "sample": 0.5,
+            "stride": 2,
         },
         IDS,
         band=0.5,

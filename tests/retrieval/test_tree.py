@@ -83,18 +83,20 @@ def test_finds_the_community_scores_few_and_keeps_the_tree(world, model, tmp_pat
     found = model.recommend(users, 4)
     assert sum(i in own for i in found.ids.flatten().tolist()) > 0.9 * found.ids.numel()
     again = rs.load(model.save(tmp_path / "tree"))
-    assert torch.equal(again.leaves, model.leaves)
+    assert torch.equal(again.tree.leaves, model.tree.leaves)
     assert torch.equal(again.recommend(users, 4).ids, found.ids)
 
 
 def test_agreement_is_the_slow_loop_over_the_levels_that_a_wide_search_meets(world, model):
     states = model._users(model.requests(world.users[0][:3])).squeeze(1)
-    model.beam, loss, leaf = 1, 0.0, 2**model.height
+    model.beam, loss, leaf = 1, 0.0, 2**model.tree.height
     try:
         found = model.agreement(states)
         for state in states.detach():
-            score = lambda n: model.score(state.view(1, 1, -1), model._vectors(torch.tensor([[n]]))).item()  # noqa: E731, B023
-            level = 5  # whole: eight for each of the four that are kept
+            score = lambda n: model.score(
+                state.view(1, 1, -1), model.tree.vectors(torch.tensor([[n]]), model._table())
+            ).item()  # noqa: E731, B023
+            level = 3  # where the narrow search begins: eight for the one that it keeps
             nodes = [n for n in range(2**level, 2 ** (level + 1)) if _live(model, n)]
             met = [nodes]
             while nodes[0] < leaf:
@@ -112,9 +114,9 @@ def test_agreement_is_the_slow_loop_over_the_levels_that_a_wide_search_meets(wor
 
 
 def _live(model, node):
-    if node < 2**model.height:
+    if node < 2**model.tree.height:
         return _live(model, 2 * node) or _live(model, 2 * node + 1)
-    return bool(model.leaves[node - 2**model.height] > 0)
+    return bool(model.tree.leaves[node - 2**model.tree.height] > 0)
 
 
 def test_filters_never_leave_too_few(world, model):
@@ -130,17 +132,17 @@ def test_growing_anew_keeps_every_item_and_starts_nodes_from_their_leaves(world,
     other = rs.retrieval.TDM(**model.config)
     other.load_state_dict(model.state_dict())
     other.recluster()
-    assert other.leaves[other.leaves > 0].sort().values.tolist() == list(range(2, other.catalog.size))
-    vectors = other._vectors(other.codes[2:])
-    under = other.codes[2:] >> other.height - 1 == 3
-    assert_close(other.nodes.weight[3], vectors[under].mean(0))
+    assert other.tree.leaves[other.tree.leaves > 0].sort().values.tolist() == list(range(2, other.catalog.size))
+    vectors = other.tree.vectors(other.tree.codes[2:], other._table())
+    under = other.tree.codes[2:] >> other.tree.height - 1 == 3
+    assert_close(other.tree.nodes.weight[3], vectors[under].mean(0))
 
 
 def test_a_category_keeps_its_items_together(world):
     encoder = rs.Encoder(world.log.schema).fit(world.log)
     model = rs.retrieval.TDM(encoder.schema, dim=4, tree="genre")
     model.prepare(encoder.encode(world.log))
-    side = encoder.decode("item_id", model.leaves[model.leaves > 0].numpy()) % 2
+    side = encoder.decode("item_id", model.tree.leaves[model.tree.leaves > 0].numpy()) % 2
     assert (side[1:] != side[:-1]).sum() <= 6  # as many changes as there are values, at most
     with pytest.raises(SchemaError, match="shelf"):
         rs.retrieval.TDM(encoder.schema, tree="shelf").prepare(encoder.encode(world.log))

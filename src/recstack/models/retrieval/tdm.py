@@ -12,18 +12,19 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from recstack.errors import ConfigError
 from recstack.features import tasks
 from recstack.features.columns import column
-from recstack.kernels.tree import balanced_order, height, slots
+from recstack.kernels.tree import balanced_order
 from recstack.models.base import Model
 from recstack.models.counting import item_values
 from recstack.models.next_item import SHARING, NextItem
 from recstack.models.structure import CELLS, Structured, factors
 from recstack.nn.mlp import MLP, linear, make_activation
 from recstack.nn.sequence.windows import Windows
+from recstack.nn.tree import ItemTree
 from recstack.schema import Schema
 
 Batch = Mapping[str, Tensor]
@@ -66,6 +67,7 @@ class TDM(Structured, NextItem):
         agree: steps of a batch for which the levels learn to lead to the network's own best leaves; 0 for none.
         rounds: trainings, each but the first on a tree grown anew.
         sample: share of a batch's steps that are trained, drawn each time.
+        stride: levels that the search goes down at a time: 2 scores as many nodes, and decides half as often.
 
     Zhu et al., KDD 2018, https://arxiv.org/abs/1801.02294
 
@@ -78,9 +80,6 @@ class TDM(Structured, NextItem):
     """
 
     trainer: ClassVar[dict[str, Any]] = {"optimizer": "adam", "lr": 1e-3, "batch_size": 16, "negatives": 0}
-
-    codes: Tensor  # int64 [N]: where an item hangs; the root is 1, the children of c are 2 c and 2 c + 1
-    leaves: Tensor  # int64 [2^H]: the item at each leaf, 0 where there is none
 
     def __init__(
         self,
@@ -96,60 +95,42 @@ class TDM(Structured, NextItem):
         agree: int = 16,
         rounds: int = 1,
         sample: float = 1.0,
+        stride: int = 1,
     ):
         super().__init__(schema, dim, std=dim**-0.5)  # inner products of smaller vectors learn late
-        if min(*windows, negatives, leaf_negatives, beam, rounds, agree + 1) < 1 or not 0 < sample <= 1:
+        if min(*windows, negatives, leaf_negatives, beam, rounds, agree + 1, stride) < 1 or not 0 < sample <= 1:
             raise ConfigError(
-                "windows, negatives, leaf_negatives, beam and rounds are at least 1, agree at least 0, and sample lies in "
-                f"(0, 1]; got {tuple(windows)}, {negatives}, {leaf_negatives}, {beam}, {rounds}, {agree} and {sample:g}."
+                "windows, negatives, leaf_negatives, beam, rounds and stride are at least 1, agree at least 0, and sample lies in "
+                f"(0, 1]; got {tuple(windows)}, {negatives}, {leaf_negatives}, {beam}, {rounds}, {stride}, {agree} and {sample:g}."
             )
         self.negatives, self.leaf_negatives, self.beam, self.sample = negatives, leaf_negatives, beam, sample
-        self.category, self.rounds, self.parts, self.agree = tree, rounds, len(windows), agree
+        self.category, self.rounds, self.parts, self.agree, self.stride = tree, rounds, len(windows), agree, stride
         self.item = schema.feature(schema.item)  # type: ignore[arg-type]  # a History cannot be declared without
         self.windows = Windows(windows)
         size = self.item.size  # type: ignore[attr-defined]
-        self.height = height(size - 2)
-        self.nodes = nn.Embedding(2**self.height, dim, padding_idx=0)
-        nn.init.normal_(self.nodes.weight[1:], std=dim**-0.5)
+        self.tree = ItemTree(size, dim)
         self.first = linear(self.parts * dim + dim + self.parts, hidden[0])
         self.activation = make_activation("prelu", hidden[0])
         self.rest = MLP(hidden[0], hidden[1:], "prelu")
         self.out = linear(self.rest.width, 1)
-        self.register_buffer("codes", torch.zeros(size, dtype=torch.int64))
-        self.register_buffer("leaves", torch.zeros(2**self.height, dtype=torch.int64))
-        self.plant(torch.arange(2, size))
 
     # -- the tree ------------------------------------------------------------------------------------------------------
-    def plant(self, order: Tensor) -> None:
-        """Hang all items, ids in the order of the leaves, int64 ``[N - 2]``."""
-        place = slots(len(order)).to(self.leaves.device)
-        order = order.to(self.leaves.device)
-        self.leaves.zero_()[place] = order
-        self.codes[order] = 2**self.height + place
-
     def prepare(self, train: Any) -> None:
         """Grow the first tree, where none was grown yet; `fit` does so."""
-        ids = torch.arange(2, len(self.codes))
-        if not torch.equal(self.leaves[self.leaves > 0].cpu(), ids):
+        if self.tree.planted:
             return
+        ids = torch.arange(2, len(self.tree.codes))
         if self.category is None:
-            self.plant(ids[balanced_order(factors(train, 32)[2:])])
+            self.tree.plant(ids[balanced_order(factors(train, 32)[2:])])
             return
         values = item_values(self.catalog, self.schema.feature(self.category))
-        rng, value = np.random.default_rng(0), np.zeros(len(self.codes), np.int64)
+        rng, value = np.random.default_rng(0), np.zeros(len(self.tree.codes), np.int64)
         value[values.rows[::-1]] = values.columns[::-1]  # the first of several
-        self.plant(ids[np.lexsort((rng.random(len(ids)), rng.permutation(values.width)[value[2:]]))])
+        self.tree.plant(ids[np.lexsort((rng.random(len(ids)), rng.permutation(values.width)[value[2:]]))])
 
-    @torch.no_grad()
     def recluster(self) -> None:
         """Grow the tree anew from the vectors of the items; inner nodes become the mean of their leaves'."""
-        vectors = self._items().cpu()
-        self.plant(balanced_order(vectors[1:]) + 2)
-        live = (self.leaves > 0).unsqueeze(1).cpu()
-        total, count = vectors[self.leaves.cpu().clamp(min=1) - 1] * live, live.float()
-        for level in reversed(range(self.height)):
-            total, count = (x.unflatten(0, (-1, 2)).sum(1) for x in (total, count))
-            self.nodes.weight[2**level : 2 ** (level + 1)] = (total / count).to(self.nodes.weight)
+        self.tree.grow(self._items())
 
     def fit(self, train: Any, valid: Any = None, **options: Any) -> Self:
         """As `Retriever.fit`, `rounds` times."""
@@ -197,14 +178,14 @@ class TDM(Structured, NextItem):
             state, ids = state[kept], ids[kept]
         n, groups = len(ids), max(-(-len(ids) // SHARING), 1)
         size = max(-(-n // groups), 1)
-        (drawn, above), table = self._draw(groups, ids.device), self._table()
-        level = torch.arange(self.height - 1, -1, -1, device=ids.device)  # how far above the leaves
-        own = self.codes[ids].unsqueeze(-1)
-        positive = self.score(state.unsqueeze(1), self._vectors(own >> level, table)).squeeze(1)  # [n, H]
+        table = self._table()
+        drawn, above = self.tree.draw(groups, self.negatives, self.leaf_negatives)
+        own = self.tree.vectors(self.tree.ancestors(ids), table)
+        positive = self.score(state.unsqueeze(1), own).squeeze(1)  # [n, H]
         more = groups * size - n
         asked = F.pad(state, (0, 0, 0, more)).view(groups, size, -1)
-        negative = self.score(asked, self._vectors(drawn, table))  # [G, S, M]
-        ancestor = F.pad(own >> above, (0, 0, 0, more)).view(groups, size, -1)
+        negative = self.score(asked, self.tree.vectors(drawn, table))  # [G, S, M]
+        ancestor = F.pad(self.tree.codes[ids].unsqueeze(-1) >> above, (0, 0, 0, more)).view(groups, size, -1)
         where = F.pad(torch.ones_like(ids), (0, more)).view(groups, size, 1).bool() & (ancestor != drawn.unsqueeze(1))
         loss = (F.softplus(-positive).sum() + (F.softplus(negative) * where).sum()) / max(n, 1)
         if self.training and self.agree and n:
@@ -213,62 +194,42 @@ class TDM(Structured, NextItem):
 
     def agreement(self, state: Tensor, table: Tensor | None = None) -> Tensor:
         """How far the levels are from leading to the best leaves of a wide search, for states ``[n, W · D]``."""
-        table = self._table() if table is None else table
+        table, users = self._table() if table is None else table, state.unsqueeze(1)
         with torch.no_grad():
-            *inner, (_, nodes, score) = self.descend(state.unsqueeze(1), 4 * self.beam, self.leaves.unsqueeze(0) > 0)
+            live, first = self.tree.leaves.unsqueeze(0) > 0, self.tree.first(self.beam, self.stride)
+            *inner, (_, nodes, score) = self.descend(users, 4 * self.beam, live, first)
             best = nodes.gather(1, score.topk(min(self.beam, score.shape[1])).indices)  # [n, K]
         loss = state.new_zeros((), dtype=torch.float32)
         for level, nodes, found in inner:
-            right = (nodes.unsqueeze(-1) == (best >> (self.height - level)).unsqueeze(1)).any(-1) & found.isfinite()
-            score = self.score(state.unsqueeze(1), self._vectors(2**level + nodes, table)).squeeze(1)
+            above = (best >> (self.tree.height - level)).unsqueeze(1)
+            right = (nodes.unsqueeze(-1) == above).any(-1) & found.isfinite()
+            score = self.score(users, self.tree.vectors(nodes, table)).squeeze(1)
             chance = score.masked_fill(found == -torch.inf, -torch.inf).log_softmax(-1).masked_fill(~right, 0.0)
             loss = loss - (chance.sum(1) / right.sum(1).clamp(min=1)).mean()
         return loss
 
-    def _draw(self, groups: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Codes of nodes of every level ``[G, M]``, and how far above the leaves each lies ``[M]``."""
-        codes, above = [], []
-        for level in range(1, self.height):
-            first = 2**level
-            if first <= self.negatives:  # all of them
-                codes.append(torch.arange(first, 2 * first, device=device).expand(groups, -1))
-            else:
-                codes.append(torch.randint(first, 2 * first, (groups, self.negatives), device=device))
-            above += [self.height - level] * codes[-1].shape[1]
-        items = torch.randint(2, len(self.codes), (groups, self.leaf_negatives), device=device)
-        return torch.cat([*codes, self.codes[items]], 1), torch.tensor(above + [0] * items.shape[1], device=device)
-
     def _table(self) -> Tensor:
-        """Vectors of the inner nodes by code, then of the items."""
-        return torch.cat([self.nodes.weight, self._items().to(self.nodes.weight)])
-
-    def _vectors(self, codes: Tensor, table: Tensor | None = None) -> Tensor:
-        """Vectors of nodes and leaves by code ``[..., D]``, of a `_table` at hand; an empty leaf has that of some item."""
-        inner, table = 2**self.height, self._table() if table is None else table
-        item = self.leaves[(codes - inner).clamp(min=0)].clamp(min=1) - 1
-        return F.embedding(torch.where(codes < inner, codes, inner + item), table)
+        return self.tree.table(self._items())
 
     # -- the search ----------------------------------------------------------------------------------------------------
-    def descend(self, users: Tensor, beam: int, leaves: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """A search of R users ``[R, 1, W · D]`` for live `leaves`, bool ``[R or 1, 2^H]``: each level that it meets, its
-        nodes int64 ``[R, M]`` in their order within the level, and their scores, -inf where no live leaf is below."""
-        # The first level is scored whole: 4 to 8 nodes for each that is kept cost what the levels above them would.
-        level = min(self.height, (8 * beam).bit_length() - 1)
-        nodes, table = torch.arange(2**level, device=users.device).expand(len(users), -1), self._table()
-        while True:
-            live = leaves.unflatten(1, (2**level, -1)).any(-1).expand(len(users), -1).gather(1, nodes)
-            score = self.score(users, self._vectors(2**level + nodes, table)).squeeze(1).masked_fill(~live, -torch.inf)
-            yield level, nodes, score
-            if level == self.height:
-                return
-            best = nodes.gather(1, score.topk(min(beam, score.shape[1])).indices)
-            nodes, level = torch.stack([2 * best, 2 * best + 1], -1).flatten(1), level + 1
+    def descend(self, users: Tensor, beam: int, leaves: Tensor, first: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """A search of R users ``[R, 1, W · D]`` for live `leaves`, bool ``[R or 1, 2^H]``; see `ItemTree.descend`."""
+        table = self._table()
+
+        def score(nodes: Tensor) -> Tensor:
+            return self.score(users, self.tree.vectors(nodes, table)).squeeze(1)
+
+        return self.tree.descend(score, len(users), beam, leaves, self.stride, first)
 
     def walk(self, requests: Any, k: int, alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # row 0 of the items is no item, and never alive
-        levels = list(self.descend(self._users(requests), max(self.beam, k), alive[:, self.leaves]))
+        levels = list(self.descend(self._users(requests), max(self.beam, k), alive[:, self.tree.leaves]))
         _, nodes, score = levels[-1]
-        return self.leaves[nodes], score, torch.stack([found.isfinite().sum(1) for _, _, found in levels]).sum(0)
+        return (
+            self.tree.leaves[nodes - 2**self.tree.height],
+            score,
+            torch.stack([found.isfinite().sum(1) for _, _, found in levels]).sum(0),
+        )
 
     @torch.no_grad()
     def every_score(self, requests: Any) -> Tensor:
