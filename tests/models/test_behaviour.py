@@ -588,14 +588,18 @@ def test_hashes_are_saved():
 
 
 # -- DIEN, DIN's base -------------------------------------------------------------------------------------------------
-def test_dien_is_its_last_live_state_and_the_other_features():
+def test_dien_is_its_last_live_state_the_sum_of_steps_its_product_with_the_target_and_the_other_features():
     for cell in ("augru", "agru", "aigru"):
         model = testing.wake(DIEN(schema(), dim=3, cell=cell, hidden=(4,)))
         batch = testing.batch(schema(), 4, 2)
         slots, block = model.inputs(batch), model.evolutions["seen"]
         target, (steps, mask) = torch.cat([slots["item"], slots["shelf"]], -1), slots.sequence("seen")
-        x = torch.cat([slots.flat(), block(target, steps, mask)], -1)
-        torch.testing.assert_close(model(batch)["click"], model.heads(model.mlp(x))["click"])
+        once, other = slots.sides()
+        total = torch.stack([steps[r, mask[r]].sum(0) for r in range(4)])
+        both = lambda x: x.unsqueeze(1).expand(-1, 2, -1)  # noqa: E731
+        found = [both(once), both(total), other, block(target, steps, mask), target * both(total)]
+        wanted = model.heads(model.mlp(torch.cat(found, -1)))
+        torch.testing.assert_close(model(batch)["click"], wanted["click"])
 
 
 def test_diens_auxiliary_loss_by_hand():

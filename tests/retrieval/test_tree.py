@@ -93,9 +93,9 @@ def test_agreement_is_the_slow_loop_over_the_levels_that_a_wide_search_meets(wor
     try:
         found = model.agreement(states)
         for state in states.detach():
-            score = lambda n: model.score(
-                state.view(1, 1, -1), model.tree.vectors(torch.tensor([[n]]), model._table())
-            ).item()  # noqa: E731, B023
+            nodes = torch.arange(2 ** (model.tree.height + 1)).unsqueeze(0)
+            every = model.score(state.view(1, 1, -1), model.tree.vectors(nodes, model._table())).flatten().tolist()
+            score = every.__getitem__
             level = 3  # where the narrow search begins: eight for the one that it keeps
             nodes = [n for n in range(2**level, 2 ** (level + 1)) if _live(model, n)]
             met = [nodes]

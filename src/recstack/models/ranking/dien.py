@@ -25,9 +25,10 @@ class DIEN(Model):
 
     .. math::
         h_l = \mathrm{GRU}(e_1 \dots e_l), \quad a_l = \mathrm{softmax}_l(h_l^\top W e_t), \quad
-        h'_l = (1 - a_l u_l) \odot h'_{l-1} + a_l u_l \odot \tilde h'_l, \qquad z = \mathrm{MLP}([h'_T; e_t; \dots])
+        h'_l = (1 - a_l u_l) \odot h'_{l-1} + a_l u_l \odot \tilde h'_l, \qquad
+        z = \mathrm{MLP}\Big(\Big[h'_T;\ \sum_l e_l;\ e_t \odot \sum_l e_l;\ e_t;\ \dots\Big]\Big)
 
-    In training each state also has to tell the step that follows from a drawn one, by :math:`\mathrm{MLP}([h_l; e])`,
+    The two sums are not in the paper but in its authors' program. In training each state also has to tell the step that follows from a drawn one, by :math:`\mathrm{MLP}([h_l; e])`,
     with weight alpha. Drawn are steps of the batch's histories, so by how often an item is met. Histories ``[R, T]``
     are read once, a second state is kept per candidate ``[R, L]``; both in float32.
 
@@ -72,7 +73,7 @@ class DIEN(Model):
         widths = {h.name: sum(self.inputs.widths[name] for name in h.of) for h in schema.histories}
         self.evolutions = ByName({name: InterestEvolution(width, cell) for name, width in widths.items()})
         self.judges = ByName({name: _Judge(2 * width, auxiliary) for name, width in widths.items()} if alpha else {})
-        self.mlp = MLP(self.inputs.width() + sum(widths.values()), hidden, activation, dropout=dropout)
+        self.mlp = MLP(self.inputs.width() + 3 * sum(widths.values()), hidden, activation, dropout=dropout)
         self.heads = Heads(schema, self.mlp.width)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,14 +97,15 @@ class DIEN(Model):
 
     def _logits(self, batch: Mapping[str, Tensor], slots: Slots, states: dict[str, Tensor]) -> dict[str, Tensor]:
         sides = slots.sides()
-        request, candidate = sides if isinstance(sides, tuple) else (None, sides)
-        evolved = []
+        once, candidate = ([sides[0]], [sides[1]]) if isinstance(sides, tuple) else ([], [sides])
         for h in self.schema.histories:
             target = torch.cat([slots[name] for name in h.of], -1)
-            block = self.evolutions[h.name]
-            evolved.append(block.interest(target, states[h.name], slots.sequence(h.name)[1]))  # type: ignore
-        candidate = torch.cat([candidate, *(e.to(candidate.dtype) for e in evolved)], -1)
-        return self.heads(self.mlp(candidate if request is None else (request, candidate), batch.get("@mask")))
+            steps, mask = slots.sequence(h.name)
+            total = (steps * mask.unsqueeze(-1)).sum(1)
+            evolved = self.evolutions[h.name].interest(target, states[h.name], mask)  # type: ignore
+            once.append(total)
+            candidate += [evolved.to(target.dtype), target * total.unsqueeze(1)]
+        return self.heads(self.mlp((torch.cat(once, -1), torch.cat(candidate, -1)), batch.get("@mask")))
 
     def _auxiliary(self, batch: Mapping[str, Tensor], h: History, slots: Slots, states: Tensor) -> Tensor:
         """Each state against the step that follows (1) and one drawn from the live steps of the batch (0)."""
