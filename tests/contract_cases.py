@@ -2124,6 +2124,7 @@ CASES = [
         {
             "dim": 8,
             "sampling": "user",
+            "drawn": 3,
             "epochs": 3,
             "lr": 0.1,
             "l2": 0.001,

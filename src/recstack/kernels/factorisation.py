@@ -52,6 +52,7 @@ def bpr_epoch(
     factors: tuple[np.ndarray, np.ndarray],
     lr: float,
     l2: float,
+    drawn: int = 1,
 ) -> float:
     r"""As many steps of BPR as there are interactions, in place; gives the mean loss without the penalty.
 
@@ -64,10 +65,11 @@ def bpr_epoch(
         by_user: draw a user uniformly, then one of their items; otherwise one of all interactions.
         seed: of the draws; j is uniform over the items from 2 on that the user has not.
         factors: float32 [U, D] and [N, D].
+        drawn: how many of these, of which the one with the highest score is j.
     """
     live = np.flatnonzero(rows.counts).astype(np.int32)
     given = (rows.offsets, rows.columns, users, live, by_user, np.uint64(seed), rows.width, *factors)
-    return float(fast(_bpr_epoch)(*given, np.float32(lr), np.float32(l2)))
+    return float(fast(_bpr_epoch)(*given, np.float32(lr), np.float32(l2), drawn))
 
 
 # --- loops: plain Python that numba compiles -------------------------------------------------------------------------
@@ -119,7 +121,7 @@ def _rating_epoch(order, at, items, values, mean, user_bias, item_bias, p, q, y,
                     yj[k] = scale * yj[k] + moved[k]
 
 
-def _bpr_epoch(at, items, users, live, by_user, seed, width, p, q, lr, l2):
+def _bpr_epoch(at, items, users, live, by_user, seed, width, p, q, lr, l2, drawn):
     d = p.shape[1]
     state = seed * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x632BE59BD9B4E019)
     a, c, high, half = np.uint64(6364136223846793005), np.uint64(1442695040888963407), np.uint64(32), np.uint64(32)
@@ -137,19 +139,29 @@ def _bpr_epoch(at, items, users, live, by_user, seed, width, p, q, lr, l2):
         begin, end = at[u], at[u + 1]
         if end - begin >= width - 2:
             continue  # has every item
-        while True:
+        pu, qi, j, most = p[u], q[i], np.int32(0), np.float32(-np.inf)
+        left = drawn
+        while left:
             state = state * a + c
-            j = np.int32(2 + np.int64(((state >> high) * np.uint64(width - 2)) >> half))
+            other = np.int32(2 + np.int64(((state >> high) * np.uint64(width - 2)) >> half))
             low, top = begin, end
             while low < top:
                 middle = (low + top) >> 1
-                if items[middle] < j:
+                if items[middle] < other:
                     low = middle + 1
                 else:
                     top = middle
-            if low == end or items[low] != j:
-                break
-        pu, qi, qj = p[u], q[i], q[j]
+            if low < end and items[low] == other:
+                continue
+            left -= 1
+            score = np.float32(0)
+            if drawn > 1:
+                qj = q[other]
+                for k in range(d):
+                    score += pu[k] * qj[k]
+            if score > most:
+                j, most = other, score
+        qj = q[j]
         x = np.float32(0)
         for k in range(d):
             x += pu[k] * (qi[k] - qj[k])

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack import losses
-from recstack.errors import SchemaError, unknown
+from recstack.errors import ConfigError, SchemaError, unknown
 from recstack.features.columns import column
 from recstack.features.tables import check_ids
 from recstack.features.tasks import target
@@ -32,9 +32,10 @@ class BPR(Retriever):
         \big(\|p_u\|^2 + \|q_i\|^2 + \|q_j\|^2\big), \qquad x_{uij} = p_u^\top (q_i - q_j)
 
     `fit` takes the paper's steps: one triple at a time, as many an epoch as there are interactions, in native code on one
-    thread, so that a seed gives one result; j is drawn uniformly from the items that u has not. Given options of a Trainer,
-    ``fit(train, epochs=100)``, it trains the same loss in batches, by Adam unless told otherwise, and reads neither `sampling`,
-    `epochs` nor `lr`.
+    thread, so that a seed gives one result; j is drawn uniformly from the items that u has not, or is the one with the highest
+    score of `drawn` such items (Zhang et al., SIGIR 2013, https://doi.org/10.1145/2484028.2484126), which is what a list's top
+    is made of. Given options of a Trainer, ``fit(train, epochs=100)``, it trains the same loss in batches, by Adam unless told
+    otherwise, and reads none of `sampling`, `drawn`, `epochs` and `lr`.
 
     A user is an id here: a user whom training has not met is refused, in one sentence.
 
@@ -43,6 +44,7 @@ class BPR(Retriever):
         dim: length of the vectors.
         sampling: "interaction" draws (u, i) uniformly from all interactions, the paper's; "user" draws u uniformly, then
             i of theirs, as LightGCN's PyTorch code does, so that light users count as much as heavy ones.
+        drawn: items of which the hardest is j; 1 in the paper.
         epochs: passes.
         lr: learning rate of `fit`.
         l2: λ.
@@ -67,6 +69,7 @@ class BPR(Retriever):
         *,
         dim: int = 64,
         sampling: str = "interaction",
+        drawn: int = 1,
         epochs: int = 100,
         lr: float = 0.05,
         l2: float = 0.01,
@@ -76,10 +79,12 @@ class BPR(Retriever):
         super().__init__(schema)
         if sampling not in ("interaction", "user"):
             raise unknown("sampling of BPR", sampling, ("interaction", "user"))
+        if drawn < 1:
+            raise ConfigError(f"drawn is at least 1; got {drawn}.")
         if schema.user is None or schema.item is None:
             raise SchemaError("BPR needs a user key and an item key: a Categorical of each role, or user=, item=.")
         self.user, self.item = schema.user, schema.item
-        self.sampling, self.epochs, self.lr, self.l2, self.seed = sampling, epochs, lr, l2, seed
+        self.sampling, self.drawn, self.epochs, self.lr, self.l2, self.seed = sampling, drawn, epochs, lr, l2, seed
         self.positive = None if task is None else schema.task(task).name
         sizes = [schema.feature(name).size for name in (self.user, self.item)]  # type: ignore[attr-defined]
         self.users, self.items = (nn.Embedding(size, dim, padding_idx=0) for size in sizes)  # type: ignore[arg-type]
@@ -128,7 +133,7 @@ class BPR(Retriever):
         factors = tables[0].numpy(), tables[1].numpy()
         for epoch in range(self.epochs):
             by_user, seed = self.sampling == "user", (self.seed << 20) + epoch
-            loss = bpr_epoch(rows, users, by_user, seed, factors, self.lr, self.l2)
+            loss = bpr_epoch(rows, users, by_user, seed, factors, self.lr, self.l2, self.drawn)
             self._cached, self.fitted = None, True
             self.eval()
             yield loss
