@@ -6,7 +6,9 @@
 
 census: Census-Income as in MMoE's paper: is the income over 50,000 dollars, and was the person never married; education and
     marital status are no inputs, the instance weight is used nowhere; the test file is cut 1:1 into validation and test.
-census-education: the same with education among the inputs, as toolkits have it that report higher numbers.
+census-education: the same with education among the inputs, as toolkits have it that report higher numbers, and with the numbers as
+    categories, each value one of its own (chosen on validation by MMoE, seed 0: income .9543, for .9484 with ten epochs and
+    .9515 with 40 of the numbers themselves; 50 bins of equal mass gave .9475).
 kuairand: KuaiRand-Pure's exposures, seven feedbacks of which click, long view, like, follow and comment are tasks, each on all
     exposures (a long view does not imply a click there); train 25 to 29 April, validation 30 April, test 1 to 8 May; the domain is
     the tab, those of under 500 test rows pooled; models do not read the user's id (see benchmarks/behaviour.py).
@@ -67,12 +69,12 @@ class Data(NamedTuple):
     epochs: int = EPOCHS
 
 
-def census(data_dir: str | None, limit: int | None, keep_education: bool = False) -> Data:
-    return encoded(rs.datasets.census_income(keep_education=keep_education, data_dir=data_dir), limit, penalty=1e-5)
+def census(data_dir: str | None, limit: int | None, **options: bool) -> Data:
+    return encoded(rs.datasets.census_income(data_dir=data_dir, **options), limit, penalty=1e-5)
 
 
 def census_education(data_dir: str | None, limit: int | None) -> Data:
-    return census(data_dir, limit, True)
+    return census(data_dir, limit, keep_education=True, categories=True)
 
 
 def kuairand(data_dir: str | None, limit: int | None) -> Data:

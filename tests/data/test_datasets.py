@@ -526,6 +526,9 @@ def test_census_education_and_weights(census_dir):
     one, kept = (ds.census_income(["income"], keep_education=k, data_dir=census_dir)[0] for k in (False, True))
     assert set(kept.schema.names) - set(one.schema.names) == {"education"}  # a task alone reads what two read
     assert not {"marital_stat", "instance_weight"} & set(kept.schema.names)
+    coded = ds.census_income(categories=True, data_dir=census_dir)[0]
+    assert {f.kind for f in coded.schema.features} == {"categorical"}
+    assert coded.events["age"].to_list() == [3, 3]
     with pytest.raises(ConfigError, match="a feature of itself"):
         ds.census_income(("education", "marital"), keep_education=True, data_dir=census_dir)
 

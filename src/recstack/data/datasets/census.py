@@ -111,6 +111,7 @@ def census_income(
     tasks: Sequence[str] = ("income", "marital"),
     *,
     keep_education: bool = False,
+    categories: bool = False,
     weighted: bool = False,
     data_dir: str | Path | None = None,
 ) -> tuple[Log, Log, Log]:
@@ -130,6 +131,8 @@ def census_income(
     Args:
         tasks: the published pairs are ("income", "marital") and ("education", "marital").
         keep_education: education as a 39th feature, as toolkits that report higher numbers have it.
+        categories: the seven numbers as categories, each value one of its own. They are whole, most rows have 0, and single
+            amounts tell more than those beside them: with gains of 10,520 dollars all earn over 50,000, with 8,614 one in forty.
         weighted: weigh rows by `instance_weight`, in loss and metrics.
         data_dir: see `resolve_data_dir`.
 
@@ -147,7 +150,8 @@ def census_income(
     folder = ABOUT[0].folder(data_dir)
     apart = {"instance_weight", "income_over_50k", "marital_stat", *(() if keep_education else ("education",))}
     names = [c for c in COLUMNS if c not in apart]
-    features = [Numeric(c, transform=NUMERIC[c]) if c in NUMERIC else Categorical(c) for c in names]
+    numbers = () if categories else NUMERIC
+    features = [Numeric(c, transform=NUMERIC[c]) if c in numbers else Categorical(c) for c in names]
     schema = Schema(features, [Task(t) for t in tasks])
 
     def part(file: str) -> Log:
@@ -157,9 +161,10 @@ def census_income(
         odd = table.filter(~pl.col("income_over_50k").is_in(("50000+", "- 50000")).fill_null(False))["income_over_50k"]
         if len(odd):
             raise DataError(f"{str(path)!r} holds income {odd[0]!r}; '- 50000.' or '50000+.' is due.")
-        numbers = [pl.col(c).cast(pl.Float64) for c in (*NUMERIC, "instance_weight")]
+        kind = pl.Int64 if categories else pl.Float64
+        cast = [*(pl.col(c).cast(kind) for c in NUMERIC), pl.col("instance_weight").cast(pl.Float64)]
         try:
-            events = table.with_columns(*numbers, *(_TASKS[t][1].cast(pl.Int8).alias(t) for t in tasks))
+            events = table.with_columns(*cast, *(_TASKS[t][1].cast(pl.Int8).alias(t) for t in tasks))
         except pl.exceptions.PolarsError as e:
             raise DataError(f"{str(path)!r} holds a text where a number is due: {str(e).splitlines()[0]}.") from e
         return Log(events, schema, weight="instance_weight" if weighted else None, name=ABOUT[0].name)
