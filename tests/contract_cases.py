@@ -1749,6 +1749,7 @@ CASES = [
             "rounds": 2,
             "sample": 0.5,
             "stride": 2,
+            "taper": 1.5,
         },
         IDS,
         band=0.5,

@@ -9,6 +9,7 @@ from recstack.errors import SchemaError
 from recstack.kernels.tree import balanced_order, height, slots
 from recstack.models.structure import factors
 from recstack.nn.sequence.windows import Windows
+from recstack.nn.tree import ItemTree
 from recstack.testing.worlds import communities
 
 
@@ -111,6 +112,33 @@ def test_agreement_is_the_slow_loop_over_the_levels_that_a_wide_search_meets(wor
         model.beam = 2
     assert_close(found, torch.as_tensor(loss), atol=1e-4, rtol=1e-4)
     assert found > 0
+
+
+LEVELS = {
+    1: [4, 5, 6, 7, 8],
+    2: [4, 6, 8],
+    3: [2, 5, 8],
+    4: [4, 8],
+}  # that a search for two meets, of a tree of height 8
+
+
+@pytest.mark.parametrize(("stride", "taper"), [(1, 1.0), (2, 1.0), (2, 2.0), (3, 1.5), (4, 1.0)])
+def test_a_search_is_the_slow_loop(stride, taper):
+    g = torch.Generator().manual_seed(stride)
+    tree, score = ItemTree(242, 4), torch.randn(3, 512, generator=g)  # 240 items in 256 places
+    live = (torch.rand(3, 256, generator=g) < 0.9) & (tree.leaves > 0)
+    found = list(tree.descend(lambda nodes: score.gather(1, nodes), 3, 2, live, stride, taper))
+    assert [level for level, _, _ in found] == LEVELS[stride]
+    for r in range(3):
+        above = {(256 + leaf) >> up for leaf in live[r].nonzero().flatten().tolist() for up in range(9)}
+        value = [score[r, n].item() if n in above else -float("inf") for n in range(512)]
+        nodes = set(range(2 ** LEVELS[stride][0], 2 ** (LEVELS[stride][0] + 1)))
+        for left, (level, met, scores) in zip(reversed(range(len(found))), found, strict=True):
+            assert set(met[r].tolist()) == nodes
+            assert scores[r].tolist() == [value[n] for n in met[r].tolist()]
+            kept = sorted(nodes, key=value.__getitem__, reverse=True)[: max(1, round(2 / taper ** (left - 1)))]
+            down = min(stride, 8 - level)
+            nodes = {(n << down) + c for n in kept for c in range(2**down)}
 
 
 def _live(model, node):

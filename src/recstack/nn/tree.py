@@ -94,7 +94,14 @@ class ItemTree(nn.Module):
         return max(level - (level - self.height) % stride, min(level, 1))
 
     def descend(
-        self, score: Callable[[Tensor], Tensor], rows: int, beam: int, leaves: Tensor, stride: int = 1, first: int = 0
+        self,
+        score: Callable[[Tensor], Tensor],
+        rows: int,
+        beam: int,
+        leaves: Tensor,
+        stride: int = 1,
+        taper: float = 1.0,
+        first: int = 0,
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """A beam search, for each of R rows: the levels that it meets, the codes of its nodes there, int64 ``[R, M]``, and
         their scores, -inf where no live leaf is below.
@@ -102,9 +109,10 @@ class ItemTree(nn.Module):
         Args:
             score: of nodes by code, ``[R, M] → [R, M]``.
             rows: R.
-            beam: nodes that are kept of a level.
+            beam: nodes that are kept of the last level above the leaves.
             leaves: which leaves are live, bool ``[R or 1, 2^H]``.
             stride: levels that a step goes down.
+            taper: how many times fewer nodes each level keeps than the next one below that is met.
             first: the level that is scored whole; 0: as `first` says.
         """
         level = first or self.first(beam, stride)
@@ -115,7 +123,8 @@ class ItemTree(nn.Module):
             yield level, nodes, found
             if level == self.height:
                 return
-            best = nodes.gather(1, found.topk(min(beam, found.shape[1])).indices)
+            kept = max(1, round(beam / taper ** (-(-(self.height - level) // stride) - 1)))
+            best = nodes.gather(1, found.topk(min(kept, found.shape[1])).indices)
             down = min(stride, self.height - level)
             nodes = ((best << down).unsqueeze(-1) + torch.arange(2**down, device=best.device)).flatten(1)
             level += down

@@ -68,6 +68,7 @@ class TDM(Structured, NextItem):
         rounds: trainings, each but the first on a tree grown anew.
         sample: share of a batch's steps that are trained, drawn each time.
         stride: levels that the search goes down at a time: 2 scores as many nodes, and decides half as often.
+        taper: how many times fewer nodes each level keeps than the next below; among few large branches it is easier to tell.
 
     Zhu et al., KDD 2018, https://arxiv.org/abs/1801.02294
 
@@ -96,14 +97,16 @@ class TDM(Structured, NextItem):
         rounds: int = 1,
         sample: float = 1.0,
         stride: int = 1,
+        taper: float = 1.0,
     ):
         super().__init__(schema, dim, std=dim**-0.5)  # inner products of smaller vectors learn late
-        if min(*windows, negatives, leaf_negatives, beam, rounds, agree + 1, stride) < 1 or not 0 < sample <= 1:
+        if min(*windows, negatives, leaf_negatives, beam, rounds, agree + 1, stride, taper) < 1 or not 0 < sample <= 1:
             raise ConfigError(
-                "windows, negatives, leaf_negatives, beam, rounds and stride are at least 1, agree at least 0, and sample lies in "
-                f"(0, 1]; got {tuple(windows)}, {negatives}, {leaf_negatives}, {beam}, {rounds}, {stride}, {agree} and {sample:g}."
+                "windows, negatives, leaf_negatives, beam, rounds, stride and taper are at least 1, agree at least 0, and sample lies in "
+                f"(0, 1]; got {tuple(windows)}, {negatives}, {leaf_negatives}, {beam}, {rounds}, {stride}, {taper:g}, {agree} and {sample:g}."
             )
         self.negatives, self.leaf_negatives, self.beam, self.sample = negatives, leaf_negatives, beam, sample
+        self.taper = taper
         self.category, self.rounds, self.parts, self.agree, self.stride = tree, rounds, len(windows), agree, stride
         self.item = schema.feature(schema.item)  # type: ignore[arg-type]  # a History cannot be declared without
         self.windows = Windows(windows)
@@ -219,7 +222,7 @@ class TDM(Structured, NextItem):
         def score(nodes: Tensor) -> Tensor:
             return self.score(users, self.tree.vectors(nodes, table)).squeeze(1)
 
-        return self.tree.descend(score, len(users), beam, leaves, self.stride, first)
+        return self.tree.descend(score, len(users), beam, leaves, self.stride, self.taper, first)
 
     def walk(self, requests: Any, k: int, alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # row 0 of the items is no item, and never alive
