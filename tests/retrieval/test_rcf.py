@@ -54,9 +54,11 @@ def slow(model, user, history, target):
     q, p = model.items.weight, model.users.weight[user]
     own, kinds = values(model, target), 1 + len(model.types)
     logits, said = [], []
-    one, two = (layer.weight.view(kinds, -1, q.shape[1]) for layer in (model.of_target, model.of_step))
+    one, two = (
+        layer.weight.view(kinds, -1, q.shape[1]) for layer in (model.relation.of_target, model.relation.of_step)
+    )
     for t in range(kinds):
-        logits.append(model.type_out(F.relu(model.type_layer(p * model.of_types[t])))[0])
+        logits.append(model.relation.type_out(F.relu(model.relation.type_layer(p * model.relation.of_types[t])))[0])
         weights, steps = [], []
         for j in dict.fromkeys(history):
             both = [a & b for a, b in zip(own, values(model, j), strict=True)]
@@ -65,10 +67,10 @@ def slow(model, user, history, target):
             inner = one[t] @ q[target] + two[t] @ q[j]
             if t:
                 z = model.of_values.weight[sorted(both[t - 1])].mean(0)
-                inner = inner + z @ model.of_shared[t - 1]
-            weights.append((model.step_out[t] @ inner.tanh()).exp())
+                inner = inner + z @ model.relation.of_shared[t - 1]
+            weights.append((model.relation.step_out[t] @ inner.tanh()).exp())
             steps.append(q[j])
-        total = sum(weights) ** model.smoothing if weights else 1.0
+        total = sum(weights) ** model.relation.smoothing if weights else 1.0
         said.append(sum((w / total * s for w, s in zip(weights, steps, strict=True)), torch.zeros_like(p)))
     alpha = torch.stack(logits).softmax(0)
     mu = p + sum(a * s for a, s in zip(alpha, said, strict=True))
@@ -121,7 +123,7 @@ def test_the_loss_of_relations_is_the_slow_loop(prepared):
             plus, minus = have[int(place[n, t] * len(have))], int(other[n, t])
             if plus == i or minus in have:
                 continue
-            f = lambda j: (q[i] * (model.of_types[1 + t] + model.of_values.weight[v]) * q[j]).sum()  # noqa: B023, E731
+            f = lambda j: (q[i] * (model.relation.of_types[1 + t] + model.of_values.weight[v]) * q[j]).sum()  # noqa: B023, E731
             total = total + F.softplus(f(minus) - f(plus)) / len(items)
     assert_close(found, total)
 

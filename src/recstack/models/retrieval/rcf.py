@@ -22,6 +22,7 @@ from recstack.models.base import Retriever
 from recstack.models.counting import value_table
 from recstack.models.scored import best_of_all, chosen_only
 from recstack.nn.mlp import MLP, linear
+from recstack.nn.sequence.relations import RelationPooling
 from recstack.schema import Categorical, Schema
 
 if TYPE_CHECKING:
@@ -105,21 +106,14 @@ class RCF(Retriever):
             if name not in able:
                 raise unknown("category of items", name, able, SchemaError)
         self.types = list(able.values()) if features is None else [able[name] for name in features]
-        self.smoothing, self.relation_weight = smoothing, relation_weight
+        self.relation_weight = relation_weight
         sizes = [schema.feature(name).size for name in (self.user, self.item)]  # type: ignore[attr-defined]
         self.size, rows = sizes[1], 1 + sum(f.size for f in self.types)  # type: ignore[misc]
         self.users, self.items, self.of_values = (nn.Embedding(n, dim, padding_idx=0) for n in (*sizes, rows))  # type: ignore[arg-type]
         for table in (self.users, self.items, self.of_values):
             nn.init.normal_(table.weight[1:], std=0.05)
         nn.init.zeros_(self.users.weight[:2])  # padding, and who is not known
-        kinds = 1 + len(self.types)
-        self.of_types = nn.Parameter(0.05 * torch.randn(kinds, dim))
-        self.type_layer, self.type_out = linear(dim, attention), linear(attention, 1, bias=False)
-        self.of_target, self.of_step = (linear(dim, kinds * attention, bias=False) for _ in range(2))
-        self.of_shared = nn.Parameter(torch.empty(len(self.types), dim, attention))
-        self.step_out = nn.Parameter(torch.empty(kinds, attention))
-        for p in (self.of_shared, self.step_out):
-            nn.init.normal_(p, std=(2 / (dim + attention)) ** 0.5)
+        self.relation = RelationPooling(dim, len(self.types), attention, smoothing)
         self.dropout, self.mlp = nn.Dropout(dropout), MLP(dim, hidden, dropout=dropout)
         self.out = linear(self.mlp.width, 1, bias=False)  # BPR would not see one
         self.register_buffer("values", torch.zeros(self.size, len(self.types), 0, dtype=torch.int64))
@@ -152,32 +146,12 @@ class RCF(Retriever):
         own, others = self.values[targets].unsqueeze(2), self.values[steps].unsqueeze(1)  # [R, L or T, types, V]
         return ((own.unsqueeze(-1) == others.unsqueeze(-2)) & (own > 0).unsqueeze(-1)).any(-1)
 
-    def gathered(self, steps: Tensor, live: Tensor, targets: Tensor) -> Tensor:
-        """s_t, what the history says for each type of relation: ``[R, L, 1 + types, D]``."""
-        q, target = F.embedding(steps, self.items.weight), F.embedding(targets, self.items.weight)
-        kinds, width = self.step_out.shape
-        b = self.of_target(target).unflatten(-1, (kinds, width)).unsqueeze(2)
-        b = b + self.of_step(q).unflatten(-1, (kinds, width)).unsqueeze(1)  # [R, L, T, 1 + types, A]
-        same = self.shared(steps, targets)
-        weight = same / same.sum(-1, keepdim=True).clamp(min=1)
-        z = F.embedding(self.values[targets], self.of_values.weight)  # [R, L, types, V, D]
-        z = torch.einsum("rlavd,adw->rlavw", z, self.of_shared.to(z.dtype))
-        z = torch.einsum("rltav,rlavw->rltaw", weight.to(z.dtype), z)
-        b = torch.tanh(b + torch.cat([torch.zeros_like(z[..., :1, :]), z], -2) if len(self.types) else b)
-        related = same.any(-1)
-        related = torch.cat([~related.any(-1, keepdim=True), related], -1) & live[:, None, :, None]
-        with torch.autocast(b.device.type, enabled=False):
-            b = (b.float() * self.step_out).sum(-1).masked_fill(~related, torch.finfo(torch.float32).min)
-            beta = (b - self.smoothing * b.logsumexp(2, keepdim=True)).masked_fill(~related, -torch.inf).exp()
-        return torch.einsum("rlta,rtd->rlad", beta.to(q.dtype), q)
-
     def score_items(self, user: Tensor, steps: Tensor, live: Tensor, targets: Tensor) -> Tensor:
         """Float32 ``[R, L]``, of users ``[R, D]``."""
-        alpha = self.type_out(F.relu(self.type_layer(user.unsqueeze(-2) * self.of_types))).squeeze(-1)
-        alpha = alpha.float().softmax(-1)
-        said = torch.einsum("ra,rlad->rld", alpha.to(user.dtype), self.gathered(steps, live, targets).to(user.dtype))
-        x = (user.unsqueeze(-2) + said) * F.embedding(targets, self.items.weight)
-        return self.out(self.mlp(self.dropout(x))).squeeze(-1).float()
+        target, q = F.embedding(targets, self.items.weight), F.embedding(steps, self.items.weight)
+        values = F.embedding(self.values[targets], self.of_values.weight)
+        said = self.relation(user, target, q, live, self.shared(steps, targets), values)
+        return self.out(self.mlp(self.dropout((user.unsqueeze(-2) + said) * target))).squeeze(-1).float()
 
     def _score(self, batch: Batch) -> Tensor:
         targets = self._ids(batch, self.item, self.items)
@@ -223,7 +197,7 @@ class RCF(Retriever):
         """How badly related items are told from others: a sum over types of means over items ``[n]``; drawn anew each time."""
         n, values = len(items), self.values[items]  # [n, types, V]
         if not values.numel():
-            return self.of_types.new_zeros(())
+            return self.relation.of_types.new_zeros(())
         chance = torch.rand(values.shape, device=items.device).masked_fill(values == 0, -1.0)
         value = values.take_along_dim(chance.argmax(-1, keepdim=True), -1)[..., 0]  # [n, types]
         count = self.starts[value + 1] - self.starts[value]
@@ -233,7 +207,7 @@ class RCF(Retriever):
         kind = torch.arange(value.shape[1], device=items.device)
         live = (value > 0) & (related != items[:, None])
         live &= (self.values[other, kind] != value.unsqueeze(-1)).all(-1)
-        r = (self.of_types[1:] + F.embedding(value, self.of_values.weight)).float()
+        r = (self.relation.of_types[1:] + F.embedding(value, self.of_values.weight)).float()
         q, one, two = (F.embedding(i, self.items.weight).float() for i in (items[:, None], related, other))
         return (F.softplus((q * r * (two - one)).sum(-1)) * live).sum() / max(n, 1)
 
@@ -257,7 +231,7 @@ class RCF(Retriever):
         was, _ = self.training, self.eval()
         batch = self._here(requests.batch)
         user, (steps, live) = self.user_vectors(batch).squeeze(-2), self._steps(batch)
-        size = max(1, CELLS // max(1, steps.numel() * self.step_out.numel()))
+        size = max(1, CELLS // max(1, steps.numel() * self.relation.step_out.numel()))
         parts = ids.to(user.device).split(size, 1)
         found = [self.score_items(user, steps, live, part).cpu() for part in parts]
         self.train(was)
