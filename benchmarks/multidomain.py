@@ -9,11 +9,14 @@ kuairand: KuaiRand-Pure's exposures, is it clicked; the domain is the tab, those
 xmrec: five markets, what each user bought among items that the user did not (`rs.datasets.xmrec`); 4 negatives beside each purchase
     of training, 99 beside the one of validation and of test; of each market at most 300 users in validation, 1,000 in the test.
 movielens-1m: three groups of age, is the rating 4 or 5 (`rs.datasets.movielens_1m_by_age`).
-differ, alike: simulated markets of four domains, 150,000 impressions; in "differ" each domain has a taste of its own
-    (shift .8) and its own click rate, in "alike" domains differ in their name only. Labels are clicks at position 1 to 5.
+differ, apart, alike: simulated markets of four domains, 150,000 impressions; in "differ" each domain has a taste of its own
+    (shift .8) and its own click rate, in "apart" the tastes have nothing in common (shift 1) and decide more of the clicks, in "alike"
+    domains differ in their name only. Labels are clicks at position 1 to 5. "apart" was added after the others had been run.
 
 "merged" is one MLP that reads the domain as a feature; "merged, batch norm" has one in each layer, since STAR normalises and a
-gain over "merged" alone may be that; "separate" is the first MLP for each domain, on its rows alone, trained and stopped by itself. All models alike: embeddings of 16, hidden layers of 128-64-32 (DomainTowers: 128-64 under towers of 32), Adam 1e-3, batch
+gain over "merged" alone may be that; "STAR, one domain" is STAR to which all rows are of one domain, and which reads the true one as
+a feature: what STAR gains over it, it gains from domains. "separate" is the first MLP for each domain, on its rows alone, trained and
+stopped by itself. All models alike: embeddings of 16, hidden layers of 128-64-32 (DomainTowers: 128-64 under towers of 32), Adam 1e-3, batch
 2048, L2 on whole tables (1e-3 for kuairand, movielens-1m and the markets, 1e-5 for xmrec: what benchmarks/behaviour.py chose for
 exposures and for sampled negatives; not tuned anew), at most 8 epochs; the epoch of the best validation AUC (GAUC on xmrec) over all
 rows is kept, and a run ends after two without a better one. What else a model has is at its defaults.
@@ -21,9 +24,10 @@ rows is kept, and a run ends after two without a better one. What else a model h
 
 from __future__ import annotations
 
+import copy
 import inspect
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -41,7 +45,7 @@ from recstack.training.report import gain, grid
 RESULTS = Path(__file__).parent / "results" / "multidomain.jsonl"
 PAGE = multitask.PAGE
 BEGIN, END = "<!-- multidomain: drawn by benchmarks/multidomain.py -->", "<!-- multidomain: end -->"
-MERGED, SEPARATE, NORMED = "merged", "separate", "merged, batch norm"
+MERGED, SEPARATE, NORMED, ALONE = "merged", "separate", "merged, batch norm", "STAR, one domain"
 HIDDEN = (128, 64, 32)
 DIM, EPOCHS, RATE = 16, 8, 1e-3
 
@@ -90,6 +94,7 @@ DATA = {
     "xmrec": xmrec,
     "movielens-1m": movielens,
     "differ": market(shift=0.8),
+    "apart": market(shift=1.0, taste=6.0),
     "alike": market(shift=0.0, last_rate=1.0),
 }
 ROWS: dict[str, dict[str, Any]] = {"DomainTowers": {"hidden": (128, 64), "towers": (32,)}}
@@ -99,14 +104,14 @@ def names(data: str) -> list[str]:
     """The lines of a table: both baselines, then every multi-domain model of the catalogue."""
     from recstack import catalog
 
-    return [MERGED, NORMED, SEPARATE, *(e.name for e in catalog.models("multidomain"))]
+    return [MERGED, NORMED, SEPARATE, ALONE, *(e.name for e in catalog.models("multidomain"))]
 
 
 def build(name: str, schema: rs.Schema) -> Any:
     if name in (MERGED, SEPARATE, NORMED):
         norm = "batch" if name == NORMED else None
         return rs.multitask.SharedBottom(schema, dim=DIM, hidden=HIDDEN, towers=(), norm=norm)
-    model = getattr(rs.multidomain, name)
+    model = getattr(rs.multidomain, name.split(",")[0])
     known = inspect.signature(model).parameters
     options = {k: v for k, v in {"dim": DIM, "hidden": HIDDEN}.items() if k in known}
     return model(schema, **{**options, **ROWS.get(name, {})})
@@ -127,6 +132,17 @@ class Separate(torch.nn.Module):
                 own = batch[self.by].reshape(-1, 1) == i
                 out[task] = torch.where(own, logit, out.get(task, torch.zeros_like(logit)))
         return out
+
+
+def one_domain(data: Data) -> Data:
+    """The same rows, all of one domain; their own is a feature like others."""
+    schema, name = data.parts[0].schema, "everywhere"
+    features = [replace(f, role="context") if f.name == data.by else f for f in schema.features]
+    schema = schema.replace(features=[*features, rs.Categorical(name, role="domain")])
+    parts = [copy.copy(part) for part in data.parts]
+    for part in parts:
+        part.schema, part.events = schema, part.events.with_columns(pl.lit("here").alias(name))
+    return encoded(tuple(parts), None, penalty=data.penalty, unread=data.unread, by=data.by, epochs=data.epochs)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -177,6 +193,7 @@ def run(name: str, data: Data, seed: int, epochs: int) -> dict[str, Any]:
         model: Any = Separate({i: f.model for i, f in fitted.items()}, by)
         done = Fitted(model, [e for f in fitted.values() for e in f.epochs], sum(f.parameters for f in fitted.values()))
     else:
+        data = one_domain(data) if name == ALONE else data
         done = fit(name, data, data.columns[0], data.columns[1], seed, epochs)
     seconds = round(time.perf_counter() - began, 1)
     round_ = lambda cell: {k: round(v, 6) if isinstance(v, float) else v for k, v in cell.items()}  # noqa: E731
