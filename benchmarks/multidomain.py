@@ -1,4 +1,4 @@
-"""Multi-domain models beside one model of all domains and a model of each: three public data sets, and two simulated markets.
+"""Multi-domain models beside one model of all domains and a model of each: three public data sets, and three simulated markets.
 
     python benchmarks/multidomain.py                 # what --out does not hold yet, then the tables
     python benchmarks/multidomain.py --data kuairand --model STAR PEPNet --seeds 0 1 2
