@@ -30,6 +30,7 @@ def parts(market):
 @pytest.fixture(scope="module")
 def fitted(parts):
     train, valid, _ = parts
+    torch.manual_seed(0)
     encoder = rs.Encoder(train.schema).fit(train)
     schema = encoder.schema.without("position")
     retrievers = [rs.retrieval.Popularity(), rs.retrieval.Swing(), rs.retrieval.DSSM(schema, dim=8, hidden=(16, 8))]

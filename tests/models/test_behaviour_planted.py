@@ -122,10 +122,10 @@ def test_a_sum_of_all_steps_does_not_find_it():
     assert auc < 0.82
 
 
-ORDERED = [
+ORDERED = [  # DIEN and TIN wake late, and all stop as soon as they have learned it
     ("DIEN", {}, 0.01),
     ("BST", {"heads": 2}, 0.01),
-    ("TIN", {}, 0.03),
+    ("TIN", {}, 0.02),
     ("STAMP", {}, 0.01),
     ("DSIN", {"items": 2, "heads": 2}, 0.01),
 ]
@@ -135,7 +135,7 @@ ORDERED = [
 @pytest.mark.parametrize(("name", "options", "lr"), ORDERED, ids=[row[0] for row in ORDERED])
 def test_order_is_seen(name, options, lr):
     """Truth .92, model .90 or more."""
-    (auc, truth), _ = learned(name, ordered, lr=lr, steps=400 if name == "TIN" else 200, **options)
+    (auc, truth), _ = learned(name, ordered, lr=lr, steps={"DIEN": 400, "TIN": 800}.get(name, 200), **options)
     assert truth > 0.91
     assert auc > 0.89
 
