@@ -9,7 +9,7 @@ census: Census-Income as in MMoE's paper: is the income over 50,000 dollars, and
 census-education: the same with education among the inputs, as toolkits have it that report higher numbers, and with the numbers as
     categories, each value one of its own; L2 3e-5 and dropout 0.2. Chosen on validation by MMoE, seed 0: income .9551; without
     the dropout and L2 1e-5 .9543, 1e-4 .9549; of the numbers themselves .9515 (40 epochs), of 50 bins of equal mass .9475.
-    LightGBM has .9561 there.
+    LightGBM (31 leaves, rate .05, stopped on validation) has .9561 there.
 kuairand: KuaiRand-Pure's exposures, seven feedbacks of which click, long view, like, follow and comment are tasks, each on all
     exposures (a long view does not imply a click there); train 25 to 29 April, validation 30 April, test 1 to 8 May; the domain is
     the tab, those of under 500 test rows pooled; models do not read the user's id (see benchmarks/behaviour.py).
