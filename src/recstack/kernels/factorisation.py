@@ -159,7 +159,9 @@ def _bpr_epoch(at, items, users, live, by_user, seed, width, p, q, lr, l2, drawn
                 qj = q[other]
                 for k in range(d):
                     score += pu[k] * qj[k]
-            if score > most:
+            if (
+                j == 0 or score > most
+            ):  # the first in any case: scores that are not finite must not move the padding row
                 j, most = other, score
         qj = q[j]
         x = np.float32(0)

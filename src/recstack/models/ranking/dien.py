@@ -28,9 +28,10 @@ class DIEN(Model):
         h'_l = (1 - a_l u_l) \odot h'_{l-1} + a_l u_l \odot \tilde h'_l, \qquad
         z = \mathrm{MLP}\Big(\Big[h'_T;\ \sum_l e_l;\ e_t \odot \sum_l e_l;\ e_t;\ \dots\Big]\Big)
 
-    The two sums are not in the paper but in its authors' program. In training each state also has to tell the step that follows from a drawn one, by :math:`\mathrm{MLP}([h_l; e])`,
-    with weight alpha. Drawn are steps of the batch's histories, so by how often an item is met. Histories ``[R, T]``
-    are read once, a second state is kept per candidate ``[R, L]``; both in float32.
+    In training each state also has to tell the step that follows from a drawn one, by :math:`\mathrm{MLP}([h_l; e])`, with weight
+    alpha. Drawn are steps of the batch's histories, so by how often an item is met. Histories ``[R, T]`` are read once, a
+    second state is kept per candidate ``[R, L]``; both in float32. Departs from the paper: the MLP also reads the sum of the
+    steps and its product with the target, as in the authors' program.
 
     Args:
         schema: a fitted schema with at least one History.

@@ -62,7 +62,7 @@ class TDM(Structured, NextItem):
         windows: how many steps each window holds, the newest first.
         negatives: drawn in each level, where it has as many; `leaf_negatives` among the items.
         leaf_negatives: items drawn.
-        beam: nodes kept of each level.
+        beam: nodes kept of each level (with `taper`, of the last above the leaves).
         tree: an item feature: the first tree keeps items of one value together; None: it is grown from singular vectors.
         agree: steps of a batch for which the levels learn to lead to the network's own best leaves; 0 for none.
         rounds: trainings, each but the first on a tree grown anew.

@@ -30,9 +30,8 @@ class SelfAttention(nn.Module):
         """``mask [R, T]``; None: every step is live."""
         q, k, v = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [R, heads, T, d] each
         allowed = None
-        if (
-            mask is not None and causal
-        ):  # who may attend to nothing would be 0/0: it attends to itself, and is zeroed below
+        if mask is not None and causal:
+            # Who may attend to nothing would be 0/0: it attends to itself, and is zeroed below.
             step = torch.arange(x.shape[1], device=x.device)
             allowed = mask[:, None, None, :] & (step[:, None] >= step)
             allowed = allowed | torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
