@@ -106,6 +106,29 @@ def test_a_trie_knows_what_exists():
             assert found == [any(t[: level + 1] == (*start, c) for t in there) for c in range(4)]
 
 
+def test_a_search_as_wide_as_the_trie_is_brute_force():
+    g = torch.Generator().manual_seed(0)
+    codes = torch.cartesian_prod(*[torch.arange(1, 4)] * 3)[torch.randperm(27, generator=g)[:12]]
+    allowed, forbidden = torch.rand(12, generator=g) < 0.8, torch.rand(2, 12, generator=g) < 0.2
+    log_p = {level: torch.randn(2, 3**level, 3, generator=g).log_softmax(-1) for level in range(3)}
+
+    def next_code(written):
+        level = written.shape[-1]
+        key = ((written - 1) * 3 ** torch.arange(level - 1, -1, -1)).sum(-1)
+        return log_p[level].gather(1, key.unsqueeze(-1).expand(-1, -1, 3))
+
+    ids, scores = Trie(codes, allowed, 3).search(next_code, 2, 27, 4, forbidden)
+    for r in range(2):
+        every = {}
+        for item in range(12):
+            a, b, c = (codes[item] - 1).tolist()
+            if allowed[item] and not forbidden[r, item]:
+                every[item] = (log_p[0][r, 0, a] + log_p[1][r, a, b] + log_p[2][r, 3 * a + b, c]).item()
+        best = sorted(every, key=every.__getitem__, reverse=True)[:4]
+        assert ids[r].tolist() == best
+        assert_close(scores[r], torch.tensor([every[i] for i in best]))
+
+
 @pytest.mark.parametrize("n", [10, 30, 64])
 def test_no_two_items_get_the_same_codes(n):
     g = torch.Generator().manual_seed(n)
