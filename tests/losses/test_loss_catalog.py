@@ -174,6 +174,20 @@ def test_full_softmax_is_the_list_softmax_over_the_catalog(chunk):
         assert_close(fast, plain)
 
 
+def test_full_softmax_under_autocast_multiplies_in_its_type_and_sums_in_float32():
+    torch.manual_seed(0)
+    user, item = torch.randn(64, 32, requires_grad=True), torch.randn(50, 32, requires_grad=True)
+    target = torch.randint(50, (64,))
+    exact = torch.autograd.grad(losses.full_softmax(user, item, target, chunk=10), (user, item))
+    with torch.autocast("cpu", torch.bfloat16):
+        value = losses.full_softmax(user, item, target, chunk=10)
+    near = torch.autograd.grad(value, (user, item))
+    torch.testing.assert_close(value, losses.full_softmax(user, item, target, chunk=10), rtol=0.01, atol=0)
+    for a, b in zip(near, exact, strict=True):
+        assert a.dtype == torch.float32
+        assert 0 < (a - b).norm() / b.norm() < 0.02
+
+
 @pytest.mark.parametrize("chunk", [None, 4])
 def test_full_softmax_of_dead_rows_is_zero_with_zero_gradients(chunk):
     user = torch.full((3, D), torch.nan, requires_grad=True)

@@ -186,7 +186,6 @@ def in_batch_scores(
     return score, ~out
 
 
-@full_precision
 def full_softmax(
     user: Tensor,
     item: Tensor,
@@ -203,11 +202,28 @@ def full_softmax(
 
     Dead rows (`where`, like the target) are not computed at all. `chunk` rows are scored at a time, and their gradients
     taken on the spot, so that memory is chunk × N and not rows × N; None keeps all. A catalog with padding and
-    OOV in rows 0 and 1 is given as ``full_softmax(user, item[2:], target - 2)``.
+    OOV in rows 0 and 1 is given as ``full_softmax(user, item[2:], target - 2)``. Under autocast the products of chunks
+    are in its type, as a linear layer's; the softmax and all sums over chunks are float32.
 
     >>> full_softmax(torch.zeros(2, 3), torch.randn(5, 3), torch.tensor([0, 4]))  # log 5
     tensor(1.6094)
     """
+    device = user.device.type
+    products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return _full_softmax(user, item, target, temperature, where, weight, chunk, products)
+
+
+@full_precision
+def _full_softmax(
+    user: Tensor,
+    item: Tensor,
+    target: Tensor,
+    temperature: float | Tensor,
+    where: Tensor | None,
+    weight: Tensor | None,
+    chunk: int | None,
+    products: torch.dtype | None,
+) -> Tensor:
     live = torch.ones_like(target, dtype=torch.bool) if where is None else where.expand(target.shape)
     user, index = user[live], target[live].long()
     weight = torch.ones_like(user[:, 0]) if weight is None else weight.to(user.dtype).expand(target.shape)[live]
@@ -216,32 +232,35 @@ def full_softmax(
     if chunk is None or torch.compiler.is_compiling():  # a compiler finds its own way, and would unroll the chunks
         return weighted_mean(F.cross_entropy(user @ item.T, index, reduction="none"), weight)
     total = weight.sum()
-    return _ChunkedSoftmax.apply(user, item, index, weight / torch.where(total > 0, total, 1), chunk)  # type: ignore[no-any-return]
+    share = weight / torch.where(total > 0, total, 1)
+    return _ChunkedSoftmax.apply(user, item, index, share, chunk, products or user.dtype)  # type: ignore[no-any-return]
 
 
 class _ChunkedSoftmax(torch.autograd.Function):
     """The weighted sum of cross entropies, `chunk` rows at a time; what is kept for the backward pass are the gradients."""
 
     @staticmethod
-    def forward(ctx: Any, user: Tensor, item: Tensor, index: Tensor, weight: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, user: Tensor, item: Tensor, index: Tensor, weight: Tensor, chunk: int, products: torch.dtype
+    ) -> Tensor:
         value = user.new_zeros(())
-        of_user, of_item = torch.empty_like(user), torch.zeros_like(item)
+        of_user, of_item, items = torch.empty_like(user), torch.zeros_like(item), item.to(products)
         for start in range(0, user.shape[0], chunk):
             part = slice(start, start + chunk)
             rows, own, share = user[part], index[part].unsqueeze(-1), weight[part].unsqueeze(-1)
-            log_share = (rows @ item.T).log_softmax(-1)
+            log_share = (rows.to(products) @ items.T).to(user.dtype).log_softmax(-1)
             value -= (log_share.gather(-1, own) * share).sum()
-            slope = log_share.exp_().scatter_add_(-1, own, torch.full_like(share, -1))
-            of_user[part] = (slope @ item) * share
-            of_item.addmm_(slope.T, rows * share)
+            slope = log_share.exp_().scatter_add_(-1, own, torch.full_like(share, -1)).to(products)
+            of_user[part] = (slope @ items) * share
+            of_item += slope.T @ (rows * share).to(products)
         ctx.save_for_backward(of_user, of_item)
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:  # type: ignore[override]
         of_user, of_item = ctx.saved_tensors
-        return of_user * slope, of_item * slope, None, None, None
+        return of_user * slope, of_item * slope, None, None, None, None
 
 
 @full_precision

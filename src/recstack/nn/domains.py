@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import linear
 
 Domain = int | Tensor  # of all rows [n, W], or [R] of each request [R, L, W]
@@ -125,7 +126,7 @@ class DomainNetworks(nn.Module):
             first = torch.stack([linear(a, b).weight.detach().T for _ in range(networks)])  # [N, in, out]
             self.weights.append(nn.Parameter(first.expand(domains, -1, -1, -1).clone()))
             self.biases.append(nn.Parameter(torch.zeros(domains, networks, b)))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, parts: list[Tensor], domains: Sequence[Domain]) -> list[Tensor]:
         n = self.networks

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack.errors import unknown
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import BatchNorm, Sides, flat, has_statistics, linear, split_linear
 
 
@@ -51,7 +52,7 @@ class Experts(nn.Module):
             for weight in one:
                 nn.init.xavier_normal_(weight)
         self.norms = nn.ModuleList(_NORMS[norm](experts, h) if norm else nn.Identity() for h in hidden)
-        self.dropout, self.normed = nn.Dropout(dropout), norm is not None
+        self.dropout, self.normed = Dropout(dropout), norm is not None
 
     def forward(self, x: Sides, mask: Tensor | None = None) -> Tensor:
         """`mask [...]`: live rows, needed where batch statistics are and lists are padded."""

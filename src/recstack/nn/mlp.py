@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack.errors import unknown
+from recstack.nn.dropout import Dropout
 
 Sides = Tensor | tuple[Tensor, Tensor]  # a candidate-wise input, or (request side [R, U], candidate side [R, L, W])
 
@@ -128,7 +129,7 @@ class MLP(nn.Module):
                 layers.append(NORMS[norm](size))
             layers.append(make_activation(activation, size))
             if dropout:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
         self.rest = nn.Sequential(*layers)
 
     def forward(self, x: Sides, mask: Tensor | None = None) -> Tensor:

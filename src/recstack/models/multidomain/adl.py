@@ -18,6 +18,7 @@ from recstack.models.base import Model
 from recstack.models.domains import added
 from recstack.models.trunk import MultiTask
 from recstack.nn.domains import Domain, StarLinear, by_domain, own
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import flat
 from recstack.schema import Schema
 
@@ -85,7 +86,7 @@ class ADL(MultiTask):
         self.centres: Tensor
         self.register_buffer("centres", F.normalize(torch.randn(clusters, width), dim=-1))
         self.network = nn.ModuleList(StarLinear(a, b, clusters) for a, b in pairwise((width, *hidden)))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.scale = nn.Parameter(torch.ones(clusters, hidden[-1]))
         self.bias = nn.Parameter(torch.zeros(clusters, len(self.names)))
         self.heads = Heads(schema, hidden[-1])

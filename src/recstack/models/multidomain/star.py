@@ -16,6 +16,7 @@ from recstack.features import Heads, Inputs
 from recstack.models.base import Model
 from recstack.models.domains import DomainColumn, added
 from recstack.nn.domains import Domain, PartitionedNorm, StarLinear, by_domain, own
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import MLP
 from recstack.schema import Schema
 
@@ -77,7 +78,7 @@ class STAR(Model):
         widths = (self.inputs.width(*self.roles), *hidden)
         self.norm = PartitionedNorm(widths[0], domains)
         self.star = nn.ModuleList(StarLinear(a, b, domains) for a, b in pairwise(widths))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.scale = nn.Parameter(torch.ones(domains, hidden[-1]))
         self.bias = nn.Parameter(torch.zeros(domains, len(self.names)))
         self.auxiliary = MLP(self.inputs.width(), auxiliary, dropout=dropout)

@@ -17,6 +17,7 @@ from recstack.features import tasks
 from recstack.losses.rows import weighted_mean
 from recstack.models.base import Model
 from recstack.models.trunk import MultiTask
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import linear
 from recstack.schema import Schema
 
@@ -115,7 +116,7 @@ class _Transfer(nn.Module):
     def __init__(self, width: int, dropout: float):
         super().__init__()
         self.carry = linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.value, self.query, self.key = (linear(width, width, bias=False) for _ in range(3))
 
     def forward(self, before: Tensor, own: Tensor) -> Tensor:

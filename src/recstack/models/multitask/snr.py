@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from recstack.errors import ConfigError
 from recstack.models.base import Model
 from recstack.models.trunk import MultiTask
+from recstack.nn.dropout import Dropout
 from recstack.nn.experts import Experts
 from recstack.nn.routing import Averaged, Connections, Pairs, Transformed, surviving
 from recstack.schema import Schema
@@ -56,7 +57,7 @@ class _SNR(MultiTask):
             self.kind(*some, pairs[l], *sizes, last=l == len(networks) - 1)
             for l, (some, sizes) in enumerate(zip(pairwise(counts), pairwise(widths), strict=True))
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.towers_on(hidden[-1], towers, norm=norm, dropout=dropout, detach=detach)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

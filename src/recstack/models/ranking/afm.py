@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recstack.features import FirstOrder, Heads, Inputs
 from recstack.models.base import Model
+from recstack.nn.dropout import Dropout
 from recstack.nn.interaction.fm import pairwise_sum
 from recstack.nn.interaction.pairs import by_pair, pair_products
 from recstack.nn.mlp import linear
@@ -59,7 +60,7 @@ class AFM(Model):
         self.attention = None
         if attention is not None:
             self.attention = nn.Sequential(linear(dim, attention), nn.ReLU(), linear(attention, 1, bias=False))
-        self.attention_dropout, self.dropout = nn.Dropout(attention_dropout), nn.Dropout(dropout)
+        self.attention_dropout, self.dropout = Dropout(attention_dropout), Dropout(dropout)
         self.heads = Heads(schema, dim)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

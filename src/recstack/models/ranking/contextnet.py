@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from recstack.errors import unknown
 from recstack.features import Heads, Inputs
 from recstack.models.base import Model
+from recstack.nn.dropout import Dropout
 from recstack.nn.interaction.fields import PerField
 from recstack.nn.mlp import linear
 from recstack.schema import Schema
@@ -68,7 +69,7 @@ class ContextNet(Model):
         self.contexts = nn.ModuleList(_Context(fields, dim, aggregation, shared_aggregation) for _ in range(layers))
         own = None if shared_feed_forward else fields
         self.blocks = nn.ModuleList(_FeedForward(dim, block == "pffn", own) for _ in range(layers))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.heads = Heads(schema, fields * dim)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

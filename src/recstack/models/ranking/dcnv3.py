@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from recstack.errors import ConfigError
 from recstack.features import Heads, Inputs, tasks
 from recstack.models.base import Model
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import linear
 from recstack.schema import Schema
 
@@ -108,7 +109,7 @@ class _MaskedCross(nn.Module):
         self.exponential = exponential
         self.layers = nn.ModuleList(linear(width, width // 2) for _ in range(layers))
         self.norms = nn.ModuleList(nn.LayerNorm(width // 2) for _ in range(layers))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         start = x

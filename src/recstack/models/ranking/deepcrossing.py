@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recstack.features import Heads, Inputs
 from recstack.models.base import Model
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import flat, linear
 from recstack.schema import Schema
 
@@ -53,8 +54,7 @@ class DeepCrossing(Model):
         self.inputs = Inputs(schema, dim)
         width = self.inputs.width()
         self.units = nn.ModuleList(
-            nn.Sequential(linear(width, inner), nn.ReLU(), nn.Dropout(dropout), linear(inner, width))
-            for inner in hidden
+            nn.Sequential(linear(width, inner), nn.ReLU(), Dropout(dropout), linear(inner, width)) for inner in hidden
         )
         self.heads = Heads(schema, width)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from recstack.errors import ConfigError, unknown
 from recstack.features import Heads, Inputs
 from recstack.models.base import Model
+from recstack.nn.dropout import Dropout
 from recstack.nn.interaction.cross import VectorCross
 from recstack.nn.mlp import NORMS, linear, on_live_rows
 from recstack.schema import Schema
@@ -71,7 +72,7 @@ class EDCN(Model):
         self.regulations = nn.ModuleList(_Regulation(fields, dim, temperature, norm) for _ in range(layers))
         self.cross = VectorCross(width, layers)
         self.deep = nn.ModuleList(
-            nn.Sequential(linear(width, width), nn.ReLU(), nn.Dropout(dropout)) for _ in range(layers)
+            nn.Sequential(linear(width, width), nn.ReLU(), Dropout(dropout)) for _ in range(layers)
         )
         self.bridges = nn.ModuleList(_Bridge(width, bridge) for _ in range(layers))
         self.heads = Heads(schema, 3 * width)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from recstack.features import Heads, Inputs
 from recstack.models.base import Model
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import linear
 from recstack.schema import Schema
 
@@ -93,7 +94,7 @@ class _Layer(nn.Module):
         self.phase_shift = nn.Parameter(0.01 * torch.randn(outputs, dim))
         self.implicit = linear(fields * dim, outputs * dim)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) if norm else nn.Identity() for _ in range(2))
-        self.dropout, self.implicit_dropout = nn.Dropout(explicit), nn.Dropout(implicit)
+        self.dropout, self.implicit_dropout = Dropout(explicit), Dropout(implicit)
 
     def forward(self, r: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         length = self.dropout(0.5 * (r.square() + p.square() + 1e-8).log())

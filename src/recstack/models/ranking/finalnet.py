@@ -15,6 +15,7 @@ from recstack.errors import ConfigError, unknown
 from recstack.features import Heads, Inputs, tasks
 from recstack.losses.rows import weighted_mean
 from recstack.models.base import Model
+from recstack.nn.dropout import Dropout
 from recstack.nn.interaction.fields import AcrossFields
 from recstack.nn.mlp import NORMS, linear, on_live_rows
 from recstack.schema import Schema, Task
@@ -132,7 +133,7 @@ class _Block(nn.Module):
             layers.append(_Factorised(inputs, outputs, residual))
             if norm is not None:
                 layers.append(NORMS[norm](outputs))
-            layers += [nn.ReLU(), nn.Dropout(dropout)]
+            layers += [nn.ReLU(), Dropout(dropout)]
         self.layers, self.width = nn.Sequential(*layers), hidden[-1]
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

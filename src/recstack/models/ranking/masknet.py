@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from recstack.errors import unknown
 from recstack.features import Heads, Inputs
 from recstack.models.base import Model
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import MLP, linear
 from recstack.schema import Schema
 
@@ -89,9 +90,7 @@ class _MaskBlock(nn.Module):
         super().__init__()
         between = max(1, int(reduction * inputs))
         self.mask = nn.Sequential(linear(context, between), nn.ReLU(), linear(between, inputs))
-        self.layer = nn.Sequential(
-            linear(inputs, width, bias=False), nn.LayerNorm(width), nn.ReLU(), nn.Dropout(dropout)
-        )
+        self.layer = nn.Sequential(linear(inputs, width, bias=False), nn.LayerNorm(width), nn.ReLU(), Dropout(dropout))
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         return self.layer(self.mask(x) * h)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recstack.features import FirstOrder, Heads, Inputs
 from recstack.models.base import Model
+from recstack.nn.dropout import Dropout
 from recstack.nn.interaction.fm import pairwise_sum
 from recstack.nn.mlp import MLP, NORMS, on_live_rows
 from recstack.schema import Schema
@@ -57,7 +58,7 @@ class NFM(Model):
         self.inputs = Inputs(schema, dim, stacked=True, std=0.01)
         self.mlp = MLP(dim, hidden, norm=norm, dropout=dropout)  # refuses a norm that is not known
         self.norm = nn.Identity() if norm is None else NORMS[norm](dim)
-        self.dropout = nn.Dropout(products_dropout)
+        self.dropout = Dropout(products_dropout)
         self.heads = Heads(schema, self.mlp.width)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

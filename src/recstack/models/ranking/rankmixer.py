@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from recstack.errors import ConfigError
 from recstack.features import Heads, Inputs, tasks
 from recstack.models.base import Model
+from recstack.nn.dropout import Dropout
 from recstack.nn.interaction.fields import PerField
 from recstack.schema import Schema
 
@@ -116,10 +117,10 @@ class _Block(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.feed: nn.Module
         if experts > 1:
-            self.feed, self.dropout = _Routed(tokens, width, hidden, experts), nn.Dropout(dropout)
+            self.feed, self.dropout = _Routed(tokens, width, hidden, experts), Dropout(dropout)
         else:
             self.feed = nn.Sequential(
-                PerField(tokens, width, hidden), nn.GELU(), PerField(tokens, hidden, width), nn.Dropout(dropout)
+                PerField(tokens, width, hidden), nn.GELU(), PerField(tokens, hidden, width), Dropout(dropout)
             )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recstack.features import Heads, Inputs
 from recstack.models.base import Reranker
+from recstack.nn.dropout import Dropout
 from recstack.nn.lists.layers import states_in_order
 from recstack.nn.mlp import linear
 from recstack.nn.sequence import Pooling
@@ -64,7 +65,7 @@ class DLCM(Reranker):
         width_in = self.inputs.width()
         sizes = zip((width_in, *hidden), hidden, strict=False)
         self.abstract = nn.Sequential(*(part for a, b in sizes for part in (linear(a, b), nn.ELU())))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.gru = GRU(width_in + (hidden[-1] if hidden else width_in), width)
         self.light = linear(width, width)
         self.heads = Heads(schema, width)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from recstack.features.inputs import column
 from recstack.models.next_item import NextItem
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import linear
 from recstack.nn.sequence.transformer import TransformerLayer
 from recstack.schema import Schema
@@ -66,7 +67,7 @@ class BERT4Rec(NextItem):
         self.hidden = hidden
         self.mask = nn.Parameter(0.02 * torch.randn(dim))
         self.positions = nn.Parameter(0.02 * torch.randn(self.history.max_len + 1, dim))
-        self.before, self.dropout = nn.LayerNorm(dim), nn.Dropout(dropout)
+        self.before, self.dropout = nn.LayerNorm(dim), Dropout(dropout)
         self.blocks = nn.ModuleList(
             TransformerLayer(dim, heads, 4 * dim, activation="gelu", dropout=dropout) for _ in range(layers)
         )

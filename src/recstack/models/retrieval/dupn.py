@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recstack.errors import unknown
 from recstack.models.next_item import Profile, ReadsPrefixes
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import linear
 from recstack.nn.sequence.property_gated import PropertyGated
 from recstack.schema import Schema
@@ -71,7 +72,7 @@ class DUPN(ReadsPrefixes):
         self.profile = Profile(schema, "user", "context", "domain", dim=dim)
         n, side = sum(self.gating), self.profile.width
         self.encoder = PropertyGated(dim * (len(features) - n), dim * n, dim, side, attention)
-        self.dropout, self.out = nn.Dropout(dropout), linear(dim + side, dim)
+        self.dropout, self.out = Dropout(dropout), linear(dim + side, dim)
 
     def interests(self, batch: Mapping[str, Tensor], prefix: Tensor) -> Tensor:
         x, _ = self.inputs(batch, "history").sequence(self.history.name)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from recstack.models.next_item import NextItem
+from recstack.nn.dropout import Dropout
 from recstack.nn.sequence.recurrent import GRU
 from recstack.schema import Schema
 
@@ -61,7 +62,7 @@ class GRU4Rec(NextItem):
         super().__init__(
             schema, dim, loss=loss, negatives=negatives, alpha=alpha, out=None if constrained else dim, std=0.1
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.grus = nn.ModuleList(GRU(dim) for _ in range(layers))
 
     def states(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

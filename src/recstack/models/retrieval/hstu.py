@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack.models.next_item import NextItem
+from recstack.nn.dropout import Dropout
 from recstack.nn.sequence.hstu import CausalHSTU
 from recstack.schema import Schema
 
@@ -64,7 +65,7 @@ class HSTU(NextItem):
     ):
         super().__init__(schema, dim, loss=loss, negatives=negatives)
         self.stack = CausalHSTU(dim, layers, heads, self.history.max_len, dropout)
-        self.dropout, self.scale, self.temperature = nn.Dropout(dropout), dim**0.5, temperature
+        self.dropout, self.scale, self.temperature = Dropout(dropout), dim**0.5, temperature
         self.norm = nn.LayerNorm(dim) if temperature is None else nn.Identity()
 
     def states(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

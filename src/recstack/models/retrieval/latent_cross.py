@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from recstack.errors import SchemaError, unknown
 from recstack.features import Inputs
 from recstack.models.next_item import NextItem
+from recstack.nn.dropout import Dropout
 from recstack.nn.sequence.hstu import BUCKETS, time_bucket
 from recstack.nn.sequence.recurrent import GRU
 from recstack.schema import Feature, Schema, is_embedded
@@ -68,7 +69,7 @@ class LatentCross(NextItem):
             raise unknown("place", place, PLACES)
         found = _contexts(schema, context)
         self.before, self.after = (_Cross(found, dim) if place in ("both", at) else None for at in PLACES[1:])
-        self.gru, self.dropout = GRU(dim), nn.Dropout(dropout)
+        self.gru, self.dropout = GRU(dim), Dropout(dropout)
 
     def states(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         x, mask = self.inputs(batch, "history").sequence(self.history.name)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack.models.graph import Smoothed
+from recstack.nn.dropout import Dropout
 from recstack.schema import Schema
 
 
@@ -69,7 +70,7 @@ class NGCF(Smoothed):
         )
         for matrix in (*self.alike, *self.common):
             nn.init.xavier_uniform_(matrix.weight)  # type: ignore[arg-type]
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def propagate(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         now, found = (users, items), ([users], [items])

@@ -17,6 +17,7 @@ from recstack.features.columns import column
 from recstack.models.base import Batch
 from recstack.models.next_item import ReadsPrefixes
 from recstack.models.scored import best_of_all, of_pairs
+from recstack.nn.dropout import Dropout
 from recstack.nn.sequence.attention import masked_softmax
 from recstack.nn.sequence.transformer import TransformerLayer
 from recstack.schema import Schema
@@ -73,7 +74,7 @@ class PolyEncoder(ReadsPrefixes):
     ):
         super().__init__(schema, dim, loss="sampled_softmax", negatives=negatives, alpha=1.0)
         self.positions = nn.Parameter(0.02 * torch.randn(self.history.max_len, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(TransformerLayer(dim, heads, dropout=dropout, before=True) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         self.codes = nn.Parameter(torch.randn(codes, dim) * dim**-0.5)

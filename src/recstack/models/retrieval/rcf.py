@@ -21,6 +21,7 @@ from recstack.features.tables import check_ids
 from recstack.models.base import Retriever
 from recstack.models.counting import value_table
 from recstack.models.scored import best_of_all, chosen_only
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import MLP, linear
 from recstack.nn.sequence.relations import RelationPooling
 from recstack.schema import Categorical, Schema
@@ -114,7 +115,7 @@ class RCF(Retriever):
             nn.init.normal_(table.weight[1:], std=0.05)
         nn.init.zeros_(self.users.weight[:2])  # padding, and who is not known
         self.relation = RelationPooling(dim, len(self.types), attention, smoothing)
-        self.dropout, self.mlp = nn.Dropout(dropout), MLP(dim, hidden, dropout=dropout)
+        self.dropout, self.mlp = Dropout(dropout), MLP(dim, hidden, dropout=dropout)
         self.out = linear(self.mlp.width, 1, bias=False)  # BPR would not see one
         self.register_buffer("values", torch.zeros(self.size, len(self.types), 0, dtype=torch.int64))
         self.register_buffer("members", torch.zeros(0, dtype=torch.int64))

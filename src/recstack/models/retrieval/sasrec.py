@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack.models.next_item import NextItem
+from recstack.nn.dropout import Dropout
 from recstack.nn.sequence.transformer import TransformerLayer
 from recstack.schema import Schema
 
@@ -59,7 +60,7 @@ class SASRec(NextItem):
     ):
         super().__init__(schema, dim, loss=loss, negatives=negatives)
         self.positions = nn.Parameter(0.02 * torch.randn(self.history.max_len, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(TransformerLayer(dim, heads, dropout=dropout, before=True) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         self.scale = dim**0.5

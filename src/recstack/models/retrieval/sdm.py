@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recstack.models.next_item import Profile, ReadsPrefixes
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import linear
 from recstack.nn.sequence.attention import MultiHead, masked_softmax
 from recstack.nn.sequence.recurrent import LSTM
@@ -72,7 +73,7 @@ class SDM(ReadsPrefixes):
         self.profile = Profile(schema, "user", dim=dim)
         self.of_user = linear(self.profile.width, dim, bias=False) if self.profile.width else None
         self.anyone = nn.Parameter(0.02 * torch.randn(dim))
-        self.lstm, self.dropout = LSTM(dim * len(features), dim), nn.Dropout(dropout)
+        self.lstm, self.dropout = LSTM(dim * len(features), dim), Dropout(dropout)
         self.attention, self.norm = MultiHead(dim, heads), nn.LayerNorm(dim)
         self.long = linear(dim * len(features), dim)
         self.gate = linear(3 * dim, dim)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack.errors import ConfigError
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import linear
 
 
@@ -47,7 +48,7 @@ class FieldAttention(nn.Module):
             nn.init.xavier_normal_(part)
         self.residual = linear(inputs, width, bias=False) if residual and inputs != width else nn.Identity()
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def attention(self, x: Tensor) -> Tensor:
         """How much each field (row) attends to each (column), the mean over the heads: ``[..., F, F]`` in float32."""

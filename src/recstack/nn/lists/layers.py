@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack.errors import ConfigError
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import linear
 from recstack.nn.sequence.recurrent import GRU, unroll
 from recstack.nn.sequence.transformer import SelfAttention, TransformerLayer
@@ -31,7 +32,7 @@ class _Convolution(nn.Module):
         super().__init__()
         if width % heads:
             raise ConfigError(f"heads must divide the width; got {heads} heads for a width of {width}.")
-        self.heads, self.kernel, self.dropout = heads, kernel, dropout
+        self.heads, self.kernel, self.dropout = heads, kernel, Dropout(dropout)
         self.project = linear(width, 2 * width)
         self.out = linear(width, width)
 
@@ -42,7 +43,7 @@ class _Convolution(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         live = mask.unsqueeze(-1)
         x = F.glu(self.project(x), -1) * live
-        weight = F.dropout(self.weights(x).float().softmax(-1), self.dropout, self.training).to(x.dtype)
+        weight = self.dropout(self.weights(x).float().softmax(-1)).to(x.dtype)
         y = torch.zeros_like(x).unflatten(-1, (self.heads, -1))
         for j, near in enumerate(neighbours(x, self.kernel)):
             y = y + near.unflatten(-1, (self.heads, -1)) * weight[..., j, None]
@@ -107,12 +108,10 @@ class _Mixed(nn.Module):
         super().__init__()
         self.mix = mix
         self.feed = (
-            nn.Sequential(linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), linear(hidden, width))
-            if hidden
-            else None
+            nn.Sequential(linear(width, hidden), nn.ReLU(), Dropout(dropout), linear(hidden, width)) if hidden else None
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 if hidden else 1))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = self.norms[0](x + self.dropout(self.mix(x, mask)))
@@ -169,7 +168,7 @@ class GatedConvLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, kernel: int, dropout: float):
         super().__init__()
-        self.kernel, self.dropout = kernel, nn.Dropout(dropout)
+        self.kernel, self.dropout = kernel, Dropout(dropout)
         self.conv = linear(kernel * width, 2 * width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -197,7 +196,7 @@ class SRULayer(nn.Module):
         super().__init__()
         self.cut = width - width // 2  # the downward half
         self.project = linear(width, 4 * width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         live = mask.unsqueeze(-1)
@@ -240,7 +239,7 @@ class BiGRULayer(nn.Module):
         if width < 2:
             raise ConfigError(f"Two directions need a width of at least 2; got {width}.")
         self.down, self.up = GRU(width, width - width // 2), GRU(width, width // 2)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         y = self.dropout(x)

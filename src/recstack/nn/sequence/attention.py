@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import linear
 
 
@@ -88,7 +89,7 @@ class AttentionLayer(nn.Module):
         self.attention = MultiHead(width, heads)
         self.feed = nn.Sequential(linear(width, width), nn.LeakyReLU(), linear(width, width))
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, query: Tensor, steps: Tensor, mask: Tensor, own: bool = False) -> Tensor:
         """As `MultiHead`; self-attention where `query` is `steps`."""

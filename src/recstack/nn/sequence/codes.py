@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recstack.nn.dropout import Dropout
 from recstack.nn.sequence.decoder import DecoderLayer
 from recstack.nn.sequence.transformer import TransformerLayer
 
@@ -43,7 +44,7 @@ class CodeTransformer(nn.Module):
             nn.Parameter(0.02 * torch.randn(length, dim)),
         )
         self.positions = nn.Parameter(0.02 * torch.randn(steps, dim))
-        self.dropout, self.scale = nn.Dropout(dropout), dim**0.5
+        self.dropout, self.scale = Dropout(dropout), dim**0.5
         self.encoder = nn.ModuleList(
             TransformerLayer(dim, heads, hidden, dropout=dropout, before=True) for _ in range(layers)
         )

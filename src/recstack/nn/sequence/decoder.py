@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import linear
 from recstack.nn.sequence.attention import MultiHead
 from recstack.nn.sequence.transformer import SelfAttention
@@ -28,9 +29,9 @@ class DecoderLayer(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0):
         super().__init__()
         self.written, self.read = SelfAttention(width, heads, dropout), MultiHead(width, heads)
-        self.feed = nn.Sequential(linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), linear(hidden, width))
+        self.feed = nn.Sequential(linear(width, hidden), nn.ReLU(), Dropout(dropout), linear(hidden, width))
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(3)])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
         first, second, third = self.norms

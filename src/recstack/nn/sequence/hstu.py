@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import linear
 from recstack.nn.sequence.attention import age
 from recstack.nn.sequence.pooling import POOLINGS, Pooling
@@ -108,7 +109,7 @@ class _Unit(nn.Module):
         self.project, self.out = linear(width, 4 * inner), linear(inner, width)
         self.position = nn.Parameter(0.02 * torch.randn(steps + 1))  # by distance, 0 is oneself
         self.time = nn.Parameter(0.02 * torch.randn(BUCKETS))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
         """``[R, n, W]`` → U ``[R, n, inner]`` and V, Q, K ``[R, heads, n, d]``."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack.errors import ConfigError
+from recstack.nn.dropout import Dropout, attention
 from recstack.nn.mlp import linear, make_activation
 
 
@@ -22,7 +22,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         if width % heads:
             raise ConfigError(f"heads must divide the width; got {heads} heads for a width of {width}.")
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout = heads, Dropout(dropout)
         self.project = linear(width, 3 * width)
         self.out = linear(width, width)
 
@@ -38,7 +38,7 @@ class SelfAttention(nn.Module):
         elif mask is not None:  # the same for every step, so no T × T; where nothing is live, to all
             allowed = (mask | ~mask.any(-1, keepdim=True))[:, None, None, :]
         causal = causal and mask is None
-        y = F.scaled_dot_product_attention(q, k, v, allowed, self.dropout if self.training else 0.0, causal)
+        y = attention(q, k, v, allowed, self.dropout, causal)
         y = self.out(y.transpose(1, 2).flatten(-2))
         return y if mask is None else y * mask.unsqueeze(-1)
 
@@ -64,10 +64,10 @@ class TransformerLayer(nn.Module):
         self.before = before
         self.attention = SelfAttention(width, heads, dropout)
         self.feed = nn.Sequential(
-            linear(width, hidden), make_activation(activation, hidden), nn.Dropout(dropout), linear(hidden, width)
+            linear(width, hidden), make_activation(activation, hidden), Dropout(dropout), linear(hidden, width)
         )
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, causal: bool = False) -> Tensor:
         """``x [R, T, W], mask [R, T] → [R, T, W]``."""
