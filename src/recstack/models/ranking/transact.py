@@ -19,7 +19,7 @@ from recstack.nn.mlp import MLP, flat, linear
 from recstack.nn.names import ByName
 from recstack.nn.sequence.attention import age
 from recstack.nn.sequence.pooling import Max
-from recstack.nn.sequence.transformer import TransformerLayer
+from recstack.nn.sequence.transformer import Transformer, TransformerLayer
 from recstack.schema import Schema
 
 
@@ -113,9 +113,7 @@ class _Reader(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, feed_forward: int, columns: int, dropout: float):
         super().__init__()
         self.columns, self.largest = columns, Max(width)
-        self.layers = nn.ModuleList(
-            TransformerLayer(width, heads, feed_forward, dropout=dropout) for _ in range(layers)
-        )
+        self.layers = Transformer(TransformerLayer(width, heads, feed_forward, dropout=dropout) for _ in range(layers))
         self.out = linear(width, width, bias=False)  # without a bias an empty history gives zeros
 
     def forward(self, target: Tensor, sequence: Tensor, mask: Tensor, seen: Tensor) -> Tensor:
@@ -128,9 +126,7 @@ class _Reader(nn.Module):
             -1,
         ).flatten(0, 1)  # [R · L, T, 2 W]
         live = seen.unsqueeze(1).expand(*cells, steps).flatten(0, 1)
-        for layer in self.layers:
-            x = layer(x, live)
-        x = x * live.unsqueeze(-1)
+        x = self.layers(x, live) * live.unsqueeze(-1)
         largest = self.out(self.largest(None, x, live))
         back = torch.arange(1, self.columns + 1, device=mask.device)
         at = age(mask)[:, :1] - back  # [R, K]: where the newest step stands, the one before it, ...

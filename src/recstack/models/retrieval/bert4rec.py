@@ -15,7 +15,7 @@ from recstack.features.inputs import column
 from recstack.models.next_item import NextItem
 from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import linear
-from recstack.nn.sequence.transformer import TransformerLayer
+from recstack.nn.sequence.transformer import Transformer, TransformerLayer
 from recstack.schema import Schema
 
 LAST = 1 / 11  # of the sequences only the last item is hidden: one copy in eleven, in the authors' code
@@ -68,7 +68,7 @@ class BERT4Rec(NextItem):
         self.mask = nn.Parameter(0.02 * torch.randn(dim))
         self.positions = nn.Parameter(0.02 * torch.randn(self.history.max_len + 1, dim))
         self.before, self.dropout = nn.LayerNorm(dim), Dropout(dropout)
-        self.blocks = nn.ModuleList(
+        self.blocks = Transformer(
             TransformerLayer(dim, heads, 4 * dim, activation="gelu", dropout=dropout) for _ in range(layers)
         )
         self.out = nn.Sequential(linear(dim, dim), nn.GELU(), nn.LayerNorm(dim))
@@ -78,10 +78,7 @@ class BERT4Rec(NextItem):
         back = live.sum(-1, keepdim=True) - 1 - torch.arange(x.shape[1], device=x.device)  # 0: the last
         x = torch.where(hidden.unsqueeze(-1), self.mask.to(x.dtype), x)
         x = x + F.embedding(back.clamp(0, self.history.max_len), self.positions)
-        x = self.dropout(self.before(x)) * live.unsqueeze(-1)
-        for block in self.blocks:
-            x = block(x, live)
-        return x
+        return self.blocks(self.dropout(self.before(x)) * live.unsqueeze(-1), live)  # type: ignore[no-any-return]
 
     def extended(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The history with one place more: vectors ``[R, T + 1, D]``, which are live, where the last one is."""

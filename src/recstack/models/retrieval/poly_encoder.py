@@ -19,7 +19,7 @@ from recstack.models.next_item import ReadsPrefixes
 from recstack.models.scored import best_of_all, of_pairs
 from recstack.nn.dropout import Dropout
 from recstack.nn.sequence.attention import masked_softmax
-from recstack.nn.sequence.transformer import TransformerLayer
+from recstack.nn.sequence.transformer import Transformer, TransformerLayer
 from recstack.schema import Schema
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class PolyEncoder(ReadsPrefixes):
         super().__init__(schema, dim, loss="sampled_softmax", negatives=negatives, alpha=1.0)
         self.positions = nn.Parameter(0.02 * torch.randn(self.history.max_len, dim))
         self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(TransformerLayer(dim, heads, dropout=dropout, before=True) for _ in range(layers))
+        self.blocks = Transformer(TransformerLayer(dim, heads, dropout=dropout, before=True) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         self.codes = nn.Parameter(torch.randn(codes, dim) * dim**-0.5)
         self.scale = dim**0.5
@@ -84,9 +84,7 @@ class PolyEncoder(ReadsPrefixes):
         x, mask = self.inputs(batch, "history").sequence(self.history.name)
         step = torch.arange(x.shape[1], device=x.device).clamp(max=self.history.max_len - 1)
         x = self.dropout(x * self.scale + F.embedding(step, self.positions)) * mask.unsqueeze(-1)
-        for block in self.blocks:
-            x = block(x, mask, causal=True)
-        x = self.norm(x)
+        x = self.norm(self.blocks(x, mask, causal=True))
         score = (x @ self.codes.T).transpose(1, 2).unsqueeze(1)  # [R, 1, K, T]
         return masked_softmax(score, prefix.unsqueeze(2)).to(x.dtype) @ x.unsqueeze(1)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from recstack.models.next_item import NextItem
 from recstack.nn.dropout import Dropout
-from recstack.nn.sequence.transformer import TransformerLayer
+from recstack.nn.sequence.transformer import Transformer, TransformerLayer
 from recstack.schema import Schema
 
 
@@ -61,7 +61,7 @@ class SASRec(NextItem):
         super().__init__(schema, dim, loss=loss, negatives=negatives)
         self.positions = nn.Parameter(0.02 * torch.randn(self.history.max_len, dim))
         self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(TransformerLayer(dim, heads, dropout=dropout, before=True) for _ in range(layers))
+        self.blocks = Transformer(TransformerLayer(dim, heads, dropout=dropout, before=True) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         self.scale = dim**0.5
 
@@ -71,6 +71,4 @@ class SASRec(NextItem):
         back = mask.sum(-1, keepdim=True) - 1 - torch.arange(x.shape[1], device=x.device)  # 0: the most recent
         x = x * self.scale + F.embedding(back.clamp(0, self.history.max_len - 1), self.positions)
         x = self.dropout(x) * mask.unsqueeze(-1)
-        for block in self.blocks:
-            x = block(x, mask, causal=True)
-        return self.norm(x) * mask.unsqueeze(-1), mask
+        return self.norm(self.blocks(x, mask, causal=True)) * mask.unsqueeze(-1), mask

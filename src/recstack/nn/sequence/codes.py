@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recstack.nn.dropout import Dropout
 from recstack.nn.sequence.decoder import DecoderLayer
-from recstack.nn.sequence.transformer import TransformerLayer
+from recstack.nn.sequence.transformer import Transformer, TransformerLayer
 
 
 class CodeTransformer(nn.Module):
@@ -45,7 +45,7 @@ class CodeTransformer(nn.Module):
         )
         self.positions = nn.Parameter(0.02 * torch.randn(steps, dim))
         self.dropout, self.scale = Dropout(dropout), dim**0.5
-        self.encoder = nn.ModuleList(
+        self.encoder = Transformer(
             TransformerLayer(dim, heads, hidden, dropout=dropout, before=True) for _ in range(layers)
         )
         self.decoder = nn.ModuleList(DecoderLayer(dim, heads, hidden, dropout) for _ in range(layers))
@@ -66,9 +66,7 @@ class CodeTransformer(nn.Module):
         x = (self.vectors(codes) + place).flatten(1, 2)
         x = torch.cat([self.begin.expand(x.shape[0], 1, -1).to(x.dtype), x], 1)
         there = F.pad((codes > 0).flatten(1), (1, 0), value=True)
-        x = self.dropout(x) * there.unsqueeze(-1)
-        for layer in self.encoder:
-            x = layer(x, there, causal=True)
+        x = self.encoder(self.dropout(x) * there.unsqueeze(-1), there, causal=True)
         return self.norms[0](x) * there.unsqueeze(-1), there
 
     def written(self, codes: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
