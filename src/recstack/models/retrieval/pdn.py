@@ -22,6 +22,7 @@ from recstack.models.counting import user_items, value_table
 from recstack.models.scored import best_of_all
 from recstack.nn.mlp import MLP, linear
 from recstack.nn.sequence.attention import Positions, age
+from recstack.nn.sized import Sized
 from recstack.schema import Categorical, Schema
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ BLOCK = 1 << 16  # edges that are worked on at once
 START = -2.0  # s of an edge before training
 
 
-class PDN(Retriever):
+class PDN(Sized, Retriever):
     r"""Paths of two hops, user → item of the history → item, and one direct way; each may bring the click about.
 
     .. math:: p(u, i) = 1 - e^{-y_{ui}}, \qquad y_{ui} = \mathrm{softplus}\big(\langle f(u), g(i) \rangle\big)
@@ -72,6 +73,7 @@ class PDN(Retriever):
     torch.Size([3, 5])
     """
 
+    sized: ClassVar[tuple[str, ...]] = ("edges", "clues")
     needs: ClassVar[tuple[str, ...]] = ("user", "history", "item")
     trainer: ClassVar[dict[str, Any]] = {"optimizer": "adam", "lr": 1e-3, "batch_size": 256}
 
@@ -193,13 +195,6 @@ class PDN(Retriever):
         where = self.edges.device
         self.edges = torch.from_numpy(np.append(key[order], self.size**2)).to(where)
         self.clues, self._walked = torch.from_numpy(clues).to(where), None
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in ("edges", "clues"):  # as many as were saved
-            saved = state_dict.get(prefix + name)
-            if saved is not None:
-                setattr(self, name, saved.new_empty(saved.shape, device=self.edges.device))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @torch.no_grad()
     def walked(self) -> tuple[Tensor, Tensor]:

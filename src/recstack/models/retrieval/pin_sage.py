@@ -22,6 +22,7 @@ from recstack.kernels.topk import Sparse
 from recstack.kernels.walks import most_visited
 from recstack.models.base import Retriever
 from recstack.models.counting import item_values, user_items
+from recstack.nn.sized import Sized
 from recstack.schema import Schema, Vector, is_derived, is_embedded
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 Batch = Mapping[str, Tensor]
 
 
-class PinSage(Retriever):
+class PinSage(Sized, Retriever):
     r"""Items convolved with the items that random walks from them visit most; a user is the mean of their history.
 
     .. math:: n_v = \sum_{w \in N(v)} \alpha_{vw}\, \mathrm{ReLU}(Q h_w + q), \qquad
@@ -65,6 +66,7 @@ class PinSage(Retriever):
     torch.Size([3, 5])
     """
 
+    sized: ClassVar[tuple[str, ...]] = ("value_ids",)
     needs: ClassVar[tuple[str, ...]] = ("history", "item")
     trainer: ClassVar[dict[str, Any]] = {"optimizer": "adam", "lr": 1e-3, "batch_size": 512, "negatives": 0}
 
@@ -154,12 +156,6 @@ class PinSage(Retriever):
         if self.vectors:
             given = np.concatenate([self.catalog.block.column(f.name) for f in self.vectors], 1)
             self.given = torch.from_numpy(given).to(self.given)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        saved = state_dict.get(prefix + "value_ids")
-        if saved is not None:  # as wide as was saved
-            self.value_ids = saved.new_empty(saved.shape, device=self.value_ids.device)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     # -- the two sides -------------------------------------------------------------------------------------------------
     def convolve(self) -> Tensor:

@@ -24,6 +24,7 @@ from recstack.models.scored import best_of_all, chosen_only
 from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import MLP, linear
 from recstack.nn.sequence.relations import RelationPooling
+from recstack.nn.sized import Sized
 from recstack.schema import Categorical, Schema
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ Batch = Mapping[str, Tensor]
 CELLS = 1 << 23  # numbers of the second attention that are held at once, where all items are scored
 
 
-class RCF(Retriever):
+class RCF(Sized, Retriever):
     r"""A user is what they are and, for each relation, the items of their history that have it with the target.
 
     .. math:: s(u, i) = \mathrm{MLP}\Big(\big(p_u + \sum_t \alpha_t \sum_{j \in I_{ui}^t} \beta_j q_j\big) \odot q_i\Big), \qquad
@@ -75,6 +76,7 @@ class RCF(Retriever):
     torch.Size([3, 5])
     """
 
+    sized: ClassVar[tuple[str, ...]] = ("values", "members")
     needs: ClassVar[tuple[str, ...]] = ("user", "history", "item")
     trainer: ClassVar[dict[str, Any]] = {"optimizer": "adagrad", "lr": 0.05, "batch_size": 512, "negatives": 1}
 
@@ -211,13 +213,6 @@ class RCF(Retriever):
         r = (self.relation.of_types[1:] + F.embedding(value, self.of_values.weight)).float()
         q, one, two = (F.embedding(i, self.items.weight).float() for i in (items[:, None], related, other))
         return (F.softplus((q * r * (two - one)).sum(-1)) * live).sum() / max(n, 1)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in ("values", "members"):  # as many as were saved
-            saved = state_dict.get(prefix + name)
-            if saved is not None:
-                setattr(self, name, saved.new_empty(saved.shape, device=self.starts.device))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     # -- every item is scored ------------------------------------------------------------------------------------------
     def search(self, requests: Requests, k: int, exclude_seen: bool, allowed: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from recstack.nn.sized import Sized
 
 Half = tuple[Tensor, Tensor, Tensor]
 """One direction of the edges as sparse rows: where rows begin [rows + 1], columns [edges], weights [edges]."""
 
 
-class Propagation(nn.Module):
+class Propagation(Sized):
     r"""Neighbours' embeddings, symmetrically normalised, averaged over the layers (LightGCN, He et al., SIGIR 2020).
 
     .. math:: U^{l+1} = \hat R V^l, \quad V^{l+1} = \hat R^\top U^l, \qquad
@@ -43,6 +45,8 @@ class Propagation(nn.Module):
     link_columns: Tensor
     link_weights: Tensor
     link_strength: Tensor
+
+    sized: ClassVar[tuple[str, ...]] = ("columns", "link_columns")
 
     def __init__(self, users: int, items: int, layers: int = 3) -> None:
         super().__init__()
@@ -122,10 +126,6 @@ class Propagation(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         saved = prefix + "columns" in state_dict
-        for name in ("columns", "link_columns"):  # as many edges as were saved
-            columns = state_dict.get(prefix + name)
-            if columns is not None:
-                setattr(self, name, columns.new_empty(columns.shape, device=self.columns.device))
         if saved:  # before there were links, none were saved
             for name in ("link_offsets", "link_columns", "link_strength"):
                 state_dict.setdefault(prefix + name, getattr(self, name))
