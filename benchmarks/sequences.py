@@ -283,7 +283,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS), help="lines of the tables")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=200, help="at most")
-    parser.add_argument("--patience", type=int, default=10, help="epochs without a better validation ndcg@10")
+    parser.add_argument("--patience", type=int, default=5, help="epochs without a better validation ndcg@10")
     parser.add_argument("--limit", type=int, help="users (training sessions), for a try")
     parser.add_argument("--checkpoints", type=Path, help="folder; a run that was stopped goes on from there")
     parser.add_argument("--device", help="to train on; the CPU by default")
