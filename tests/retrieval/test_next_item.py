@@ -10,6 +10,7 @@ import recstack as rs
 from recstack import losses, testing
 from recstack.candidates import Candidates
 from recstack.errors import ConfigError, SchemaError
+from recstack.models.next_item import balance
 from recstack.nn.sequence.capsules import routed
 from recstack.nn.sequence.recurrent import LSTM
 from recstack.nn.sequence.sessions import begins
@@ -268,3 +269,14 @@ def test_diversity_is_the_greedy_loop():
         assert found.ids[row].tolist() == ids[row, page + left].tolist()
     with pytest.raises(ConfigError, match="finite weight"):
         Diversity(-1.0, "genre")
+
+
+@pytest.mark.parametrize(("name", "t"), [("gbce", 0.75), ("bce", 0.0)])
+def test_where_nothing_is_known_negatives_pull_as_hard_as_their_positive(name, t):
+    k, items = 16, 101
+    score = torch.zeros(3, 1 + k, requires_grad=True)
+    label = F.one_hot(torch.zeros(3, dtype=torch.long), 1 + k).float()
+    shifted = score + balance(k, items, t)
+    value = losses.gbce(shifted, label, n_items=items, t=t) if name == "gbce" else losses.bce(shifted, label)
+    (slope,) = torch.autograd.grad(value, score)
+    assert_close(slope[:, 1:].sum(-1), -slope[:, 0])

@@ -26,7 +26,8 @@ class SASRec(NextItem):
     pass over a sequence trains all of it; `fit` picks the requests that cover each event once. Item ids only.
 
     Departs from the paper: the loss is a softmax over the whole catalogue, which all recent reproductions found better
-    than one negative per positive (``loss="bce"`` is the paper's; "gbce" is Petrov and Macdonald's, RecSys 2023).
+    than one negative per positive (``loss="bce"`` is the paper's; "gbce" is Petrov and Macdonald's, RecSys 2023; both are of
+    scores beside a constant, see `models.next_item.balance`).
     Positions count from the most recent step, and heads are put together by a matrix.
 
     Args:
