@@ -63,6 +63,7 @@ def test_help_and_models_import_neither_torch_nor_polars():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [

@@ -277,6 +277,7 @@ def test_a_part_that_does_not_fit_is_said(data):
 
 
 # -- memory and devices -----------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc")
 @pytest.mark.parametrize("shuffle", [False, "blocks"])
 def test_what_has_passed_is_given_back(tmp_path, shuffle):

@@ -67,6 +67,7 @@ def test_exact_search_is_the_loop(interests, share):
         assert score[r].tolist() == pytest.approx([s for _, s in expected], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivf_pq"])
 @pytest.mark.parametrize("interests", [None, 3])
 @pytest.mark.parametrize("share", [None, 0.5, 0.15])

@@ -21,6 +21,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_the_pages_of_freed_blocks_serve_the_next_ones():
     done = subprocess.run([sys.executable, "-c", LOOP], capture_output=True, text=True, check=True)

@@ -76,6 +76,7 @@ def test_threads_of_a_service_may_ask_at_once(world):
     assert all((answer == expected).all() for answer in answers)
 
 
+@pytest.mark.slow
 def test_compiled_kernels_are_found_again_on_disk():
     """A kernel whose key on disk changes from process to process is compiled anew each time and never cleaned up."""
     program = (

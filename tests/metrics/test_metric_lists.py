@@ -122,6 +122,7 @@ RANX = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 3, 5, 10])
 def test_all_are_those_of_ranx(k):
     from ranx import Qrels, Run, evaluate

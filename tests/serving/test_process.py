@@ -80,6 +80,7 @@ def test_a_taken_port_is_one_sentence(saved):
             serve(saved, port=other.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_serving_needs_no_training_code(saved):
     code = f"""
 import importlib, sys

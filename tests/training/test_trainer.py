@@ -37,6 +37,7 @@ def points(n=4, size=8, slope=3.0, seed=0):
 
 
 # -- learning ---------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("embedding", ["rowwise_adagrad", "lazy_adam", "adagrad", "sparse_sgd", "adam"])
 def test_a_small_world_is_learned(embedding):
     model = Net(dropout=0.0)

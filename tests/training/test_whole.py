@@ -94,6 +94,7 @@ def test_implicit_logs_get_negatives():
     assert set(seen) == {4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "lazy_adam", "adam"])
 def test_a_crashed_run_resumes_in_the_middle_of_a_shuffled_epoch(optimizer, tmp_path):
     train, valid = log(), log(100, 1)
@@ -182,6 +183,7 @@ def test_fit_goes_on_from_a_checkpoint(tmp_path):
         whole.fit(train, resume=True, **options())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evict", ["lfu", "lru"])
 @pytest.mark.parametrize("average", [None, "ema"])
 def test_a_run_in_pieces_gives_out_the_rows_of_its_tables_as_a_run_in_one(evict, average, tmp_path):
