@@ -98,7 +98,7 @@ class Transformer(nn.ModuleList):
         if min(len(x), steps) < 2 * GROUPS:
             return self._through(x, mask, causal)
         ends = (mask * torch.arange(1, steps + 1)).amax(1)
-        order, done = ends.argsort(), []
+        order, done = ends.argsort(stable=True), []
         for rows in order.chunk(GROUPS):
             longest = max(int(ends[rows[-1]]), 1)
             some = self._through(x[rows, :longest], mask[rows, :longest], causal)
