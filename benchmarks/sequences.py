@@ -206,14 +206,15 @@ def run(name: str, on: str, data: Data, seed: int, args: argparse.Namespace) -> 
     )
     result = model.trained
     assert result is not None
-    if result.interrupted:
+    if result.interrupted and not args.cut:
         raise SystemExit(f"Interrupted after epoch {len(result.epochs)} of {name} on {on}.")
     assert result.best is not None
     valued = {"valid": measure(model, data.valid, None if data.known is None else data.train)}
     valued["test"] = measure(model, data.test, data.known)
-    if folder is not None:
+    if folder is not None and not result.interrupted:
         shutil.rmtree(folder, ignore_errors=True)
     return {
+        **({"cut": True} if result.interrupted else {}),
         **{f"{part}_{metric}": round(v, 6) for part, values in valued.items() for metric, v in values.items()},
         "epochs": len(result.epochs),
         "best_epoch": result.best["epoch"],
@@ -271,7 +272,10 @@ def table(path: Path) -> str:
             cells = [name, " ".join(map(str, sorted(by_seed))), pages.spread([r[f"valid_{names[1]}"] for r in runs])]
             cells += [pages.spread([r[f"test_{metric}"] for r in runs]) for metric in names]
             cells.append(" / ".join(f"{v:.4f}" for v in PUBLISHED.get((data, name), ())))
-            cells += [f"{runs[0]['parameters']:,}", " ".join(f"{r['best_epoch']} of {r['epochs']}" for r in runs)]
+            cells += [
+                f"{runs[0]['parameters']:,}",
+                " ".join(f"{r['best_epoch']} of {r['epochs']}{', cut' * r.get('cut', False)}" for r in runs),
+            ]
             lines.append("| " + " | ".join([*cells, f"{mean(r['seconds'] for r in runs):.0f}"]) + " |")
         lines.append("")
     return "\n".join(lines).strip()
@@ -284,6 +288,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=200, help="at most")
     parser.add_argument("--patience", type=int, default=5, help="epochs without a better validation ndcg@10")
+    parser.add_argument(
+        "--cut",
+        action="store_true",
+        help="measure a run that Ctrl-C stops, too; its line says so, and it may go on later",
+    )
     parser.add_argument("--limit", type=int, help="users (training sessions), for a try")
     parser.add_argument("--checkpoints", type=Path, help="folder; a run that was stopped goes on from there")
     parser.add_argument("--device", help="to train on; the CPU by default")
@@ -295,7 +304,9 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for seed, name in [(s, n) for s in args.seeds for n in args.data] if not args.table else ():
         done = read(args.out)
-        todo = [m for m in args.model if m in SETS[name] and seed not in done.get((name, m), {})]
+        todo = [
+            m for m in args.model if m in SETS[name] and done.get((name, m), {}).get(seed, {"cut": True}).get("cut")
+        ]
         data = DATA[name](args.data_dir, args.limit) if todo else None
         for model in todo:
             assert data is not None
@@ -304,6 +315,8 @@ def main() -> None:
             with args.out.open("a", encoding="utf8") as file:
                 file.write(line + "\n")
             pages.put(table(args.out), args.page, BEGIN, END)
+            if '"cut": true' in line:
+                raise SystemExit(f"Interrupted in {model} on {name}; what it had reached is measured.")
     pages.put(table(args.out), args.page, BEGIN, END)
 
 
