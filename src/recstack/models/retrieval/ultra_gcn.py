@@ -16,7 +16,6 @@ from torch import Tensor
 from recstack.errors import ConfigError, TrainingError
 from recstack.features import tasks
 from recstack.kernels.cooccurrence import scaled_counts
-from recstack.losses import drawn_scores
 from recstack.models.counting import user_items
 from recstack.models.graph import IdTables
 from recstack.schema import Schema
@@ -129,17 +128,21 @@ class UltraGCN(IdTables):
         items = self._ids(batch, self.item)[positive].long()
         users = self._ids(batch, self.user).unsqueeze(-1).expand_as(label)[positive].long()
         each = torch.ones_like(label)[positive] if weight is None else weight.expand_as(label)[positive]
-        groups = max(-(-len(items) // SHARING), 1)
-        drawn = torch.randint(2, len(self.of_item), (groups, self.negatives), device=items.device)
-        e = F.embedding(users, self.users.weight).float()
-        score, _ = drawn_scores(e, self.items.weight.float(), items, drawn)
+        e, own = F.embedding(users, self.users.weight).float(), F.embedding(items, self.items.weight).float()
 
         w1, w2, w3, w4 = self.constraints
-        beta = self.of_user[users].unsqueeze(-1) * torch.cat(
-            [self.of_item[items].unsqueeze(-1), self._each(drawn, len(items))], 1
-        )
-        chosen = (w1 + w2 * beta[:, 0]) * F.softplus(-score[:, 0])
-        unknown = ((w3 + w4 * beta[:, 1:]) * F.softplus(score[:, 1:])).mean(1)
+        beta = self.of_user[users] * self.of_item[items]
+        chosen = (w1 + w2 * beta) * F.softplus(-(e * own).sum(-1))
+        groups = max(-(-len(items) // SHARING), 1)
+        size = max(-(-len(items) // groups), 1)
+        drawn = torch.randint(2, len(self.of_item), (groups, self.negatives), device=items.device)
+        others = F.embedding(drawn, self.items.weight).float()
+        rows = F.pad(e, (0, 0, 0, groups * size - len(items))).view(groups, size, -1)
+        high = F.softplus(rows @ others.transpose(1, 2))
+        # β is the user's factor times the item's: no weight of each pair is ever held
+        weights = torch.stack([torch.full(drawn.shape, w3, device=e.device), w4 * self.of_item[drawn]], -1)
+        plain, weighed = (high @ weights).flatten(0, 1)[: len(items)].unbind(-1)
+        unknown = (plain + self.of_user[users] * weighed) / self.negatives
         near = F.embedding(self.neighbours[items], self.items.weight).float()
         alike = (self.omega[items] * F.softplus(-(near @ e.unsqueeze(-1)).squeeze(-1))).sum(1)
         return {
@@ -147,8 +150,3 @@ class UltraGCN(IdTables):
             "items": self.item_weight * (each * alike).sum(),
             "l2": self.l2 / 2 * sum(p.float().square().sum() for p in self.parameters()),  # type: ignore[dict-item]
         }
-
-    def _each(self, drawn: Tensor, n: int) -> Tensor:
-        """The items' factor of β of what each of n rows shares: drawn ``[G, M]`` → ``[n, M]``."""
-        size = max(-(-n // drawn.shape[0]), 1)
-        return self.of_item[drawn].repeat_interleave(size, 0)[:n]
