@@ -1,4 +1,4 @@
-"""Factor models on three published protocols: ratings, NCF's lists of 100, LightGCN's Gowalla.
+"""Factor models on published protocols: ratings, NCF's lists of 100, CMN's of CiteULike, LightGCN's Gowalla.
 
     python benchmarks/factors.py                                  # what --out does not hold yet, then the tables
     python benchmarks/factors.py --part gowalla --model iALS
@@ -14,6 +14,8 @@ ncf: MovieLens-1M, each user's last film against 99 given ones: hit@10 and ndcg@
     epochs are chosen by ndcg@10 on each user's last film of the training part, against 99 films drawn by seed 0; then the model
     is trained anew on all of it for as many epochs, and the test is read once. It is a sampled protocol, for comparison with
     old papers only.
+citeulike: CiteULike-a, each researcher's left-out paper against 100 given ones, as ncf; validation is a paper of each that seed 0
+    draws. 276 papers of the test are in no library of the training part: no model here can know them.
 gowalla: LightGCN's split, full ranking of 40,981 places: recall@20, ndcg@20. Settings and epochs are chosen by ndcg@20 on a tenth
     of the training part, drawn by seed 0, of 5,000 users; then as above.
 """
@@ -42,7 +44,12 @@ from recstack.training.callbacks import Callback
 RESULTS = Path(__file__).parent / "results" / "factors.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- factors: drawn by benchmarks/factors.py -->", "<!-- factors: end -->"
-MEASURES = {"ratings": ("rmse",), "ncf": ("hit@10", "ndcg@10"), "gowalla": ("recall@20", "ndcg@20")}
+MEASURES = {
+    "ratings": ("rmse",),
+    "ncf": ("hit@10", "ndcg@10"),
+    "citeulike": ("hit@10", "ndcg@10"),
+    "gowalla": ("recall@20", "ndcg@20"),
+}
 PUBLISHED = {
     ("ratings", "MF"): ".934 (Surprise)",
     ("ratings", "SVD++"): ".919 (Surprise)",
@@ -68,6 +75,14 @@ GRID: dict[str, dict[str, list[dict[str, Any]]]] = {
         "MLP": [{**NCF, "dim": 0, "epochs": 20}],
         "NeuMF": [{**NCF, "epochs": 20}],
         "NeuMF, pre-trained": [{**NCF, "epochs": 20}],
+    },
+    "citeulike": {
+        "iALS": [
+            {"dim": 64, "regularisation": reg, "unobserved": 0.1, "iterations": 12} for reg in (0.003, 0.01, 0.03)
+        ],
+        "BPR": [{"dim": 64, "lr": 0.05, "l2": l2, "epochs": 60} for l2 in (0.003, 0.01, 0.03)],
+        "GMF": [{"dim": 50, "epochs": 20}],
+        "CMN": [{"dim": 50, "hops": 2, "neighbours": 50, "epochs": 15}],
     },
     "gowalla": {
         "iALS": [
@@ -99,6 +114,7 @@ FINAL: dict[tuple[str, str], dict[str, Any]] = {("gowalla", "iALS"): {"dim": 128
 #: Epochs between measurements, where not each.
 EVERY = {
     ("ncf", "BPR"): 5,
+    ("citeulike", "BPR"): 5,
     ("gowalla", "BPR"): 20,
     ("gowalla", "BPR, hardest of 16 drawn"): 10,
     ("gowalla", "BPR, hardest of 64 drawn"): 20,
@@ -118,11 +134,26 @@ class Task(NamedTuple):
 def ncf(data_dir: str | None) -> Task:
     begun = time.perf_counter()
     train, test = rs.datasets.ncf(timed=True, data_dir=data_dir)
-    encoder = rs.Encoder(train.schema).fit(train)
     newest = train.events.select(pl.col("seq") == pl.col("seq").max().over("user_id")).to_series()
-    all_, part, last = (encoder.encode(log) for log in (train, train.select(~newest), train.select(newest)))
+    return of_lists(train, newest, test, begun)
+
+
+def citeulike(data_dir: str | None) -> Task:
+    begun = time.perf_counter()
+    train, test = rs.datasets.citeulike_a(data_dir=data_dir)
+    place = pl.Series("place", np.random.default_rng(0).permutation(len(train)))
+    drawn = (
+        train.events.with_columns(place).select(pl.col("place") == pl.col("place").max().over("user_id")).to_series()
+    )
+    return of_lists(train, drawn, test, begun)
+
+
+def of_lists(train: rs.Log, held: pl.Series, test: rs.Log, begun: float) -> Task:
+    """Lists of the test as they are given; of validation the held item and 99 that its user does not have."""
+    encoder = rs.Encoder(train.schema).fit(train)
+    all_, part, last = (encoder.encode(log) for log in (train, train.select(~held), train.select(held)))
     lists = encoder.encode(test)
-    live = np.arange(100) < np.diff(lists.lists)[:, None]
+    live = np.arange(np.diff(lists.lists).max()) < np.diff(lists.lists)[:, None]
     ids = np.zeros(live.shape, np.int64)
     ids[live] = lists.item_ids
     rng = np.random.default_rng(0)
@@ -224,7 +255,9 @@ def learn(name: str, options: dict[str, Any], columns: Columns, seed: int, watch
             watch(epoch, model)
     else:
         training = {"epochs": options.pop("epochs"), "seed": seed, "progress": False}
-        model = getattr(rs.retrieval, "GMF" if kind == "GMF" else "NeuMF")(columns.schema, **options)
+        model = getattr(rs.retrieval, "NeuMF" if kind == "MLP" else kind)(columns.schema, **options)
+        if kind == "CMN":
+            model.pretrain(rs.retrieval.GMF(columns.schema, dim=model.users.embedding_dim).fit(columns, **training))
         if name.endswith("pre-trained"):
             parts = (
                 rs.retrieval.GMF(columns.schema, dim=model.dim),
@@ -347,7 +380,7 @@ def main() -> None:
                     seconds = round(time.perf_counter() - begun, 1)
                     write(part, name, seed, {"stage": "test", "options": options, **found, "seconds": seconds})
             elif todo:
-                task = task or {"ncf": ncf, "gowalla": gowalla}[part](args.data_dir)
+                task = task or {"ncf": ncf, "citeulike": citeulike, "gowalla": gowalla}[part](args.data_dir)
                 by = MEASURES[part][1]
                 settings = [
                     held(part, name, 0, "valid", options)

@@ -1,6 +1,7 @@
 """Factor models against dense equations, plain loops and autograd."""
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch.nn import functional as F
@@ -327,6 +328,29 @@ def test_ncf_lists_hold_the_item_that_was_left_out_first_and_only_once(tmp_path)
     (folder / "ml-1m.test.negative").write_text("(0,7)\t8\t9\n(1,5)\t8\n")
     with pytest.raises(rs.DataError, match="line 2"):
         rs.datasets.ncf(data_dir=tmp_path)
+
+
+def test_citeulike_lists_hold_the_paper_that_was_left_out_first(tmp_path):
+    folder = tmp_path / "citeulike-a"
+    folder.mkdir()
+    (folder / "train.txt").write_text("0 5\n0 6\n1 6\n")
+    (folder / "test_negatives.txt").write_text("(0,7) 8 9\n(1,5) 7 8\n")
+    train, test = rs.datasets.citeulike_a(data_dir=tmp_path)
+    assert train.events.rows() == [(0, 5), (0, 6), (1, 6)]
+    assert test.events.rows() == [(0, 7, 1), (0, 8, 0), (0, 9, 0), (1, 5, 1), (1, 7, 0), (1, 8, 0)]
+    with pytest.raises(rs.DataError, match="citeulike-a"):
+        rs.datasets.citeulike_a(data_dir=tmp_path / "elsewhere")
+
+
+@pytest.mark.real_data
+def test_real_citeulike(data_dir):
+    if not (data_dir / "citeulike-a").is_dir():
+        pytest.skip("no citeulike-a in the data folder")
+    train, test = rs.datasets.citeulike_a(data_dir=data_dir)
+    assert (len(train), train.events["user_id"].n_unique(), len(test)) == (199_435, 5_551, 5_551 * 101)
+    assert test.events["bookmarked"].sum() == 5_551
+    pairs = test.events.filter(pl.col("bookmarked") == 1).join(train.events, on=["user_id", "item_id"])
+    assert pairs.is_empty()  # what was left out is not in training
 
 
 @pytest.mark.real_data

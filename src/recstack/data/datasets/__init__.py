@@ -8,6 +8,7 @@ fetches the originals for those who have a network; `describe` lists the sets, t
 # Not lazy: several functions have their file's name, and a file imported later would take its function's place.
 from recstack.data.datasets.about import About, Remote, describe
 from recstack.data.datasets.census import census_income
+from recstack.data.datasets.citeulike import citeulike_a
 from recstack.data.datasets.coat import coat
 from recstack.data.datasets.download import download, fetch
 from recstack.data.datasets.files import resolve_data_dir
@@ -30,6 +31,7 @@ __all__ = [
     "About",
     "Remote",
     "census_income",
+    "citeulike_a",
     "coat",
     "describe",
     "download",

@@ -61,19 +61,25 @@ def ncf(*, timed: bool = False, data_dir: str | Path | None = None) -> tuple[Log
         events, schema = events.join(_order(folder, data_dir), on=["user_id", "item_id"]), schema.replace(time="seq")
         if events.height != len(rows):
             raise DataError(f"Of {len(rows)} rows of {str(path)!r}, {events.height} are in MovieLens-1M's ratings.csv.")
-    return Log(events, schema, implicit=True, name="ncf-ml-1m/train"), _test(folder, schema.replace(time=None))
+    test = read_lists(find_file(folder, "ml-1m.test.negative"), schema.replace(time=None), "ncf-ml-1m/test")
+    return Log(events, schema, implicit=True, name="ncf-ml-1m/train"), test
 
 
-def _test(folder: Path, schema: Schema) -> Log:
-    path = find_file(folder, "ml-1m.test.negative")
+def read_lists(path: Path, schema: Schema, name: str) -> Log:
+    """A request per line of `(user,item) negative negative ...`: the item, label 1, then its negatives, label 0; a negative that
+    is the item itself is left out. See `ncf`.
+
+    Raises:
+        DataError: the file is not of that format.
+    """
     table = read_rows_of_pairs(read_bytes(path), str(path))
     user, item, other = table[:, 0], table[:, 1], table[:, 2:]
     kept = np.column_stack([np.ones(len(table), bool), other != item[:, None]])
     label = np.zeros(kept.shape, np.int8)
     label[:, 0] = 1
     items = np.column_stack([item, other])
-    events = {"user_id": np.repeat(user, kept.sum(1)), "item_id": items[kept], "interacted": label[kept]}
-    return Log(pl.DataFrame(events), schema, request="user_id", name="ncf-ml-1m/test")
+    events = {"user_id": np.repeat(user, kept.sum(1)), "item_id": items[kept], schema.tasks[0].name: label[kept]}
+    return Log(pl.DataFrame(events), schema, request="user_id", name=name)
 
 
 def read_rows_of_pairs(text: bytes, source: str) -> np.ndarray:
