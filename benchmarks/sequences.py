@@ -14,8 +14,10 @@ diginetica: SR-GNN's sessions; of the newest tenth of the training sessions the 
 
 An item that training never met cannot be found, and counts as missed. All models alike: Adam 1e-3, matrix products in bf16, a
 full softmax (sampled, with 1024 drawn items, on diginetica), except where a line says otherwise; batches of 32 histories of
-movielens-1m, 128 of S3-Rec's, 512 sessions; none of it was tuned. At most --epochs epochs, and after `--patience` of them without a
-better validation ndcg@10 a run ends. The weights of the best epoch are measured on the test part, once.
+movielens-1m, 128 of S3-Rec's, 512 sessions; none of it was tuned. DSSM reads the items' attributes and learns from single events,
+1024 a batch, by its own in-batch softmax; EGES, ItemCF and popularity have their defaults. At most --epochs epochs, and after
+`--patience` of them without a better validation ndcg@10 a run ends. The weights of the best epoch are measured on the test part,
+once.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import gzip
 import inspect
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -67,12 +70,13 @@ def movielens(data_dir: str | None, limit: int | None) -> Data:
     return encoded(rs.split.leave_last_out(log.with_histories()), batch_size=32, options={"dim": 128, "dropout": 0.2})
 
 
-def s3rec(name: str) -> Callable[[str | None, int | None], Data]:
+def s3rec(name: str, attributes: bool = False) -> Callable[[str | None, int | None], Data]:
     def read(data_dir: str | None, limit: int | None) -> Data:
         log = some(rs.datasets.s3rec(name, max_len=50, data_dir=data_dir), limit)
-        ids = log.schema.histories[0].of[:1]
-        history = rs.History(log.schema.histories[0].name, of=ids, max_len=50)
-        log.schema = log.schema.without("attributes", history.name).with_features(history)
+        if not attributes:
+            ids = log.schema.histories[0].of[:1]
+            history = rs.History(log.schema.histories[0].name, of=ids, max_len=50)
+            log.schema = log.schema.without("attributes", history.name).with_features(history)
         parts = rs.split.leave_last_out(log.with_histories())
         return encoded(parts, batch_size=128, options={"dim": 64, "dropout": 0.5})
 
@@ -124,14 +128,13 @@ def some(log: rs.Log, users: int | None) -> rs.Log:
     return log.select(log.events["user_id"].is_in(first.to_list()))
 
 
+S3REC = {"beauty": "Beauty", "sports": "Sports_and_Outdoors", "toys": "Toys_and_Games", "yelp": "Yelp"}
 DATA = {
     "movielens-1m": movielens,
-    "beauty": s3rec("Beauty"),
-    "sports": s3rec("Sports_and_Outdoors"),
-    "toys": s3rec("Toys_and_Games"),
-    "yelp": s3rec("Yelp"),
+    **{name: s3rec(full) for name, full in S3REC.items()},
     "diginetica": diginetica,
 }
+ATTRIBUTES = {name: s3rec(full, attributes=True) for name, full in S3REC.items()}
 # name of the line: (model, its options on all sets, its options on some)
 Options = dict[str, Any]
 MODELS: dict[str, tuple[str, Options, dict[str, Options]]] = {
@@ -146,10 +149,23 @@ MODELS: dict[str, tuple[str, Options, dict[str, Options]]] = {
     "ComiRecDR": ("ComiRecDR", {}, {}),
     "ComiRecSA": ("ComiRecSA", {}, {}),
     "YouTubeDNN": ("YouTubeDNN", {}, {}),
+    "DSSM, attributes": ("DSSM", {"dim": 32, "hidden": (128, 64), "dropout": 0.2}, {}),
+    "EGES, attributes": ("EGES", {"features": ("attributes",)}, {}),
+    "ItemCF": ("ItemCF", {}, {}),
+    "Popularity": ("Popularity", {}, {}),
 }
+BATCHES = {"DSSM": 1024}  # the others of the batch are its negatives
 SETS: dict[str, list[str]] = {name: list(MODELS) for name in DATA} | {
-    "movielens-1m": ["SASRec", "gSASRec", "BERT4Rec", "GRU4Rec", "HSTU"],  # STAMP's memory grows with the square of 200
-    "diginetica": ["SASRec", "GRU4Rec", "STAMP", "HSTU"],
+    "movielens-1m": [
+        "SASRec",
+        "gSASRec",
+        "BERT4Rec",
+        "GRU4Rec",
+        "HSTU",
+        "ItemCF",
+        "Popularity",
+    ],  # STAMP's memory grows with the square of 200
+    "diginetica": ["SASRec", "GRU4Rec", "STAMP", "HSTU", "ItemCF", "Popularity"],
 }
 # recall@10 and ndcg@10 (diginetica: recall@20 and mrr@20) of full rankings, with where they stand
 PUBLISHED: dict[tuple[str, str], tuple[float, float]] = {
@@ -172,11 +188,12 @@ PUBLISHED: dict[tuple[str, str], tuple[float, float]] = {
 }
 
 
-def build(name: str, on: str, data: Data) -> Any:
+def build(name: str, on: str, data: Data, seed: int) -> Any:
     kind, options, others = MODELS[name]
     model = getattr(rs.retrieval, kind)
-    given = {**data.options, **options, **others.get(on, {})}
-    given.setdefault("loss", "softmax")
+    given = {**data.options, **options, **others.get(on, {}), "seed": seed}
+    if kind != "DSSM":  # whose own it keeps
+        given.setdefault("loss", "softmax")
     if name == "YouTubeDNN":
         given["hidden"] = (256, 128, data.options["dim"])
     known = inspect.signature(model).parameters
@@ -186,14 +203,33 @@ def build(name: str, on: str, data: Data) -> Any:
 def run(name: str, on: str, data: Data, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """One training; what the table and a reader of it need."""
     torch.manual_seed(seed)  # of the initial weights
-    model = build(name, on, data)
+    model = build(name, on, data, seed)
+    begun = time.perf_counter()
+    if isinstance(model, torch.nn.Module):
+        line = learned(model, name, on, data, seed, args)
+    else:
+        model.fit(data.train)
+        line = {"seconds": round(time.perf_counter() - begun, 1)}
+    valued = {"valid": measure(model, data.valid, None if data.known is None else data.train)}
+    valued["test"] = measure(model, data.test, data.known)
+    return {
+        **{f"{part}_{metric}": round(v, 6) for part, values in valued.items() for metric, v in values.items()},
+        **line,
+        "threads": torch.get_num_threads(),
+        "rows": [len(data.train), len(data.valid), len(data.test)],
+        "items": data.encoder.catalog.size - 2,
+    }
+
+
+def learned(model: Any, name: str, on: str, data: Data, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Train a model, which ends at its best epoch."""
     model.validate = lambda part: measure(model, part, None if data.known is None else data.train)
     folder = None if args.checkpoints is None else args.checkpoints / f"{on}-{name}-{seed}"
     model.fit(
         data.train,
         data.valid,
         epochs=args.epochs,
-        batch_size=data.batch_size,
+        batch_size=BATCHES.get(MODELS[name][0], data.batch_size),
         optimizer="adam",
         lr=1e-3,
         precision="bf16",
@@ -209,20 +245,14 @@ def run(name: str, on: str, data: Data, seed: int, args: argparse.Namespace) -> 
     if result.interrupted and not args.cut:
         raise SystemExit(f"Interrupted after epoch {len(result.epochs)} of {name} on {on}.")
     assert result.best is not None
-    valued = {"valid": measure(model, data.valid, None if data.known is None else data.train)}
-    valued["test"] = measure(model, data.test, data.known)
     if folder is not None and not result.interrupted:
         shutil.rmtree(folder, ignore_errors=True)
     return {
         **({"cut": True} if result.interrupted else {}),
-        **{f"{part}_{metric}": round(v, 6) for part, values in valued.items() for metric, v in values.items()},
         "epochs": len(result.epochs),
         "best_epoch": result.best["epoch"],
         "seconds": round(result.seconds, 1),
-        "threads": torch.get_num_threads(),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "rows": [len(data.train), len(data.valid), len(data.test)],
-        "items": data.encoder.catalog.size - 2,
     }
 
 
@@ -272,9 +302,10 @@ def table(path: Path) -> str:
             cells = [name, " ".join(map(str, sorted(by_seed))), pages.spread([r[f"valid_{names[1]}"] for r in runs])]
             cells += [pages.spread([r[f"test_{metric}"] for r in runs]) for metric in names]
             cells.append(" / ".join(f"{v:.4f}" for v in PUBLISHED.get((data, name), ())))
+            learned = [r for r in runs if "epochs" in r]
             cells += [
-                f"{runs[0]['parameters']:,}",
-                " ".join(f"{r['best_epoch']} of {r['epochs']}{', cut' * r.get('cut', False)}" for r in runs),
+                f"{runs[0]['parameters']:,}" if learned else "",
+                " ".join(f"{r['best_epoch']} of {r['epochs']}{', cut' * r.get('cut', False)}" for r in learned),
             ]
             lines.append("| " + " | ".join([*cells, f"{mean(r['seconds'] for r in runs):.0f}"]) + " |")
         lines.append("")
@@ -307,9 +338,12 @@ def main() -> None:
         todo = [
             m for m in args.model if m in SETS[name] and done.get((name, m), {}).get(seed, {"cut": True}).get("cut")
         ]
-        data = DATA[name](args.data_dir, args.limit) if todo else None
+        read_by = {m: ATTRIBUTES[name] if m.endswith("attributes") else DATA[name] for m in todo}
+        data, reader = None, None
         for model in todo:
-            assert data is not None
+            if data is None or read_by[model] is not reader:
+                reader = read_by[model]
+                data = reader(args.data_dir, args.limit)
             line = json.dumps({"data": name, "model": model, "seed": seed, **run(model, name, data, seed, args)})
             print(line, flush=True)
             with args.out.open("a", encoding="utf8") as file:
