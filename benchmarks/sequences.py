@@ -184,7 +184,10 @@ PUBLISHED: dict[tuple[str, str], tuple[float, float]] = {
     ("yelp", "SASRec"): (0.0274, 0.0136),
     ("yelp", "BERT4Rec"): (0.0090, 0.0045),
     ("yelp", "GRU4Rec"): (0.0263, 0.0134),
-    ("diginetica", "GRU4Rec"): (0.4995, 0.1542),
+    ("diginetica", "GRU4Rec"): (0.3079, 0.0822),
+    ("diginetica", "STAMP"): (0.4662, 0.1513),
+    ("diginetica", "ItemCF"): (0.3575, 0.1157),
+    ("diginetica", "Popularity"): (0.0089, 0.0028),
 }
 
 
