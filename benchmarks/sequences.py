@@ -254,7 +254,7 @@ def learned(model: Any, name: str, on: str, data: Data, seed: int, args: argpars
         **({"cut": True} if result.interrupted else {}),
         "epochs": len(result.epochs),
         "best_epoch": result.best["epoch"],
-        "seconds": round(result.seconds, 1),
+        "seconds": round(sum(epoch["seconds"] for epoch in result.epochs), 1),  # of all goes of a run that was stopped
         "parameters": sum(p.numel() for p in model.parameters()),
     }
 
