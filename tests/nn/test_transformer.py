@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from recstack.nn.sequence.transformer import GROUPS, Transformer, TransformerLayer
+from recstack.nn.sequence.lengths import GROUPS
+from recstack.nn.sequence.transformer import Transformer, TransformerLayer
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -12,6 +12,7 @@ from recstack.candidates import Candidates
 from recstack.errors import ConfigError, SchemaError
 from recstack.models.next_item import balance
 from recstack.nn.sequence.capsules import routed
+from recstack.nn.sequence.lengths import GROUPS
 from recstack.nn.sequence.recurrent import LSTM
 from recstack.nn.sequence.sessions import begins
 from recstack.rules import Diversity, PageContext
@@ -122,6 +123,28 @@ def test_drawn_items_are_shared_by_neighbours_and_are_never_the_rows_own():
         ids = [int(target[row]), *drawn[row // 3].tolist()]
         assert_close(score[row], torch.stack([user[row] @ item[i] - log_q[i] for i in ids]))
         assert where[row].tolist() == [True, *(i != ids[0] for i in ids[1:])]
+
+
+@pytest.mark.parametrize("name", ["MIND", "ComiRecDR", "ComiRecSA", "SDM", "STAMP", "DUPN"])
+def test_histories_of_like_length_are_read_together_and_nothing_changes(name, monkeypatch):
+    (history,) = IDS.histories
+    schema = IDS.with_features(rs.History(history.name, of=history.of, max_len=12))
+    one, batch = model(name, schema, loss="softmax"), testing.batch(schema, 20, 2, steps=12)
+    lengths = torch.tensor([1, 2, 3, 4, 5] * 3 + [11, 12, 9, 10, 0])
+    batch[HISTORY] = batch[HISTORY].clamp(min=1) * (torch.arange(12) < lengths.unsqueeze(-1))
+    asked, read = [], one.interests
+    monkeypatch.setattr(one, "interests", lambda some, prefix: asked.append(tuple(prefix.shape)) or read(some, prefix))
+    grouped = one.losses(testing.to_jagged(batch, schema))["next"]
+    assert [shape[1] for shape in asked] == [2, 3, 5, 12]
+    whole = one.losses(batch)["next"]
+    assert asked[GROUPS:] == [(20, 12, 12)]
+    assert_close(grouped, whole)
+    given = list(one.parameters())
+    pairs = zip(*(torch.autograd.grad(loss, given, allow_unused=True) for loss in (grouped, whole)), strict=True)
+    for mine, other in pairs:
+        assert (mine is None) == (other is None)
+        if mine is not None:
+            assert_close(mine, other)
 
 
 @pytest.mark.parametrize("name", ["SASRec", "HSTU", "MIND"])

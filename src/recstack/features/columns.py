@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recstack.errors import DataError
@@ -27,6 +28,27 @@ def moments(batch: Batch, history: str) -> tuple[Tensor, Tensor] | None:
     if times is None or now is None:
         return None
     return times if offsets is None else padded(times, offsets), now
+
+
+def rows_of(batch: Batch, rows: Tensor, total: int) -> dict[str, Tensor]:
+    """These of a batch's `total` requests, in that order, with their lists and histories."""
+    out, places = {}, {}
+    for name, value in batch.items():
+        owner = next((o for o in (name, name.rpartition("@")[2]) if f"{o}@offsets" in batch), None)
+        if not isinstance(value, Tensor) or not value.dim():
+            out[name] = value
+        elif name.endswith("@offsets"):
+            out[name] = F.pad(value.diff().view(total, -1)[rows].flatten().cumsum(0), (1, 0))
+        elif owner is None:
+            out[name] = value[rows]
+        else:
+            if owner not in places:
+                offsets = batch[f"{owner}@offsets"]
+                begin, length = (x.view(total, -1)[rows].flatten() for x in (offsets[:-1], offsets.diff()))
+                first = torch.repeat_interleave(begin - (length.cumsum(0) - length), length)
+                places[owner] = first + torch.arange(len(first), device=first.device)
+            out[name] = value[places[owner]]
+    return out
 
 
 def padded(values: Tensor, offsets: Tensor) -> Tensor:

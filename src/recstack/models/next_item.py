@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from recstack import losses
 from recstack.errors import unknown
 from recstack.features import Inputs
-from recstack.features.columns import column, padded
+from recstack.features.columns import column, padded, rows_of
 from recstack.features.tables import Ask
 from recstack.features.tasks import target
 from recstack.models.base import Retriever
+from recstack.nn.sequence.lengths import of_like_length
 from recstack.schema import History, Schema
 
 LOSSES = ("softmax", "sampled_softmax", "bpr_max", "bce", "gbce")
@@ -119,13 +120,17 @@ class NextItem(Retriever):
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The next item at every step. The target of the last step is the first candidate, if its label is positive."""
+        return {"next": self.item_loss(*self.learned(batch))}
+
+    def learned(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The states of the steps that something follows ``[n, D]`` or ``[n, K, D]``, and the ids of what does ``[n]``."""
         states, mask = self.states(batch)
         ids = self.inputs.history_ids(batch, self.history.name)
         following = torch.cat([ids[:, 1:], ids.new_zeros(ids.shape[0], 1)], 1)
         last = (mask.sum(-1, keepdim=True) - 1).clamp(min=0)
         following = following.scatter(1, last, self.sought(batch).unsqueeze(-1).to(following.dtype))
         where = mask & (following > 1)  # neither padding nor out-of-vocabulary can be learned as a target
-        return {"next": self.item_loss(states[where], following[where])}
+        return states[where], following[where]
 
     def sought(self, batch: Mapping[str, Tensor]) -> Tensor:
         return sought(batch, self.schema)
@@ -244,3 +249,12 @@ class ReadsPrefixes(NextItem):
     def user_vectors(self, batch: Mapping[str, Tensor]) -> Tensor:
         mask = self.inputs.history_ids(batch, self.history.name) > 0
         return self.interests(batch, mask.unsqueeze(1)).squeeze(1)
+
+    def learned(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """As of any, histories of like length together where they are not padded: each costs the square of the longest."""
+        if f"{self.history.name}@offsets" not in batch:
+            return super().learned(batch)
+        mask = self.inputs.history_ids(batch, self.history.name) > 0
+        parts = [rows_of(batch, rows, len(mask)) for rows in of_like_length(mask)]
+        states, ids = zip(*map(super().learned, parts), strict=True)
+        return torch.cat(states), torch.cat(ids)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from recstack.bundle import Bundle, Piece
 from recstack.errors import ConfigError, TrainingError
+from recstack.features.columns import rows_of
 from recstack.kernels.rows import Rows, coalesced, dense_gather
 from recstack.nn import mlp
 from recstack.training.batches import Batch, requests
@@ -661,30 +662,12 @@ def cut_batch(batch: Batch, rank: int, size: int) -> Batch:
     """The rows of process `rank` of `size`: contiguous, and as many as the others' but for one."""
     n = requests(batch)
     begin, end = n * rank // size, n * (rank + 1) // size
-    return _rows_of(batch, n, begin, end) if begin < end else blank(_rows_of(batch, n, 0, 1))
-
-
-def _rows_of(batch: Batch, n: int, begin: int, end: int) -> Batch:
-    out: Batch = {}
-    for name, value in batch.items():
-        if not isinstance(value, Tensor) or not value.dim():
-            out[name] = value
-        elif name.endswith("@offsets"):
-            each = (len(value) - 1) // n
-            out[name] = value[begin * each : end * each + 1] - value[begin * each]
-        else:
-            offsets = batch.get(f"{name}@offsets", batch.get(f"{name.rpartition('@')[2]}@offsets"))
-            if offsets is None:
-                out[name] = value[begin:end]
-            else:
-                each = (len(offsets) - 1) // n
-                out[name] = value[int(offsets[begin * each]) : int(offsets[end * each])]
-    return out
+    return rows_of(batch, torch.arange(begin, end), n) if begin < end else blank(rows_of(batch, torch.arange(1), n))
 
 
 def blank(batch: Batch) -> Batch:
     """One row without ids, marked so that it counts for nothing: for a process that must take part and has no row."""
-    out = dict(batch) if requests(batch) == 1 else _rows_of(batch, requests(batch), 0, 1)
+    out = dict(batch) if requests(batch) == 1 else rows_of(batch, torch.arange(1), requests(batch))
     for name, value in out.items():
         if isinstance(value, Tensor) and value.dtype in (torch.int32, torch.int64) and not name.endswith("@offsets"):
             out[name] = torch.zeros_like(value)

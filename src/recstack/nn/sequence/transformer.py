@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from recstack.errors import ConfigError
 from recstack.nn.dropout import Dropout, attention
 from recstack.nn.mlp import linear, make_activation
-
-GROUPS = 4  # of like length
+from recstack.nn.sequence.lengths import longest, of_like_length
 
 
 class SelfAttention(nn.Module):
@@ -92,18 +91,15 @@ class Transformer(nn.ModuleList):
     """
 
     def forward(self, x: Tensor, mask: Tensor, causal: bool = False) -> Tensor:
-        if not self.training or x.device.type != "cpu" or torch.compiler.is_compiling():
+        groups = of_like_length(mask) if self.training else []
+        if len(groups) < 2:
             return self._through(x, mask, causal)
-        steps = x.shape[1]
-        if min(len(x), steps) < 2 * GROUPS:
-            return self._through(x, mask, causal)
-        ends = (mask * torch.arange(1, steps + 1)).amax(1)
-        order, done = ends.argsort(stable=True), []
-        for rows in order.chunk(GROUPS):
-            longest = max(int(ends[rows[-1]]), 1)
-            some = self._through(x[rows, :longest], mask[rows, :longest], causal)
-            done.append(F.pad(some, (0, 0, 0, steps - longest)))
-        return torch.cat(done)[order.argsort()]
+        done = []
+        for rows in groups:
+            end = max(int(longest(mask[rows[-1:]])), 1)
+            some = self._through(x[rows, :end], mask[rows, :end], causal)
+            done.append(F.pad(some, (0, 0, 0, x.shape[1] - end)))
+        return torch.cat(done)[torch.cat(groups).argsort()]
 
     def _through(self, x: Tensor, mask: Tensor, causal: bool) -> Tensor:
         for layer in self:

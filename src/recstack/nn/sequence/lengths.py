@@ -1,0 +1,33 @@
+"""Sequences of like length together: on a CPU padding costs as much as what is there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GROUPS = 4
+PAYS = 0.8  # of the steps with padding, what groups may have left
+
+
+def of_like_length(mask: Tensor) -> list[Tensor]:
+    """The rows of ``mask [R, T]`` in groups of like length, short ones first; one group where more would not pay.
+
+    Each group can then be cut to its longest, the last step of a row that is live. More would not pay on another device, where
+    every group is a launch of its own, in a graph that is captured, and of few or short sequences.
+
+    >>> lengths = torch.tensor([9] * 8 + [3] * 24)
+    >>> [rows.tolist() for rows in of_like_length(torch.arange(9) < lengths.unsqueeze(-1))][-1]
+    [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    rows, steps = mask.shape
+    whole = [torch.arange(rows, device=mask.device)]
+    if mask.device.type != "cpu" or torch.compiler.is_compiling() or min(rows, steps) < 2 * GROUPS:
+        return whole
+    ends, order = longest(mask).sort(stable=True)
+    last = [len(part) * int(part[-1]) for part in ends.chunk(GROUPS)]
+    return list(order.chunk(GROUPS)) if sum(last) < PAYS * rows * steps else whole
+
+
+def longest(mask: Tensor) -> Tensor:
+    """Where each row of ``mask [R, T]`` ends, int ``[R]``: the last live step and one."""
+    return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
