@@ -6,6 +6,9 @@ dropout: forward and backward of ones [128, 200, 200], milliseconds of the proce
 step: histories of 500 users of SASRec's ml-1m, the last 200 items, batches of 32, d = 128, two layers, a full softmax of 3,416
     items; processor seconds of an epoch over them, the best of three, each after one that warms up. With "torch" recstack.nn.dropout
     is told that it has no kernel, and all is torch's: its Dropout, and attention as its scaled_dot_product_attention has it.
+lengths: models that read every prefix, histories of 2,000 users of S3-Rec's Beauty, as benchmarks/sequences.py trains them;
+    processor seconds of an epoch, the best of three, with histories of like length together ("ours"), and each as long as the
+    longest of its batch ("padded").
 
 Prints a line of JSON for each, and appends it to --out.
 """
@@ -22,6 +25,7 @@ from typing import Any
 
 import torch
 
+from recstack.models import next_item
 from recstack.nn import dropout
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -64,7 +68,7 @@ def main() -> None:
         for name in ("ours", "torch"):
             dropout.by_counter = own if name == "ours" else lambda x: False
             torch.manual_seed(0)
-            model = sequences.build("SASRec", "movielens-1m", data)
+            model = sequences.build("SASRec", "movielens-1m", data, 0)
             options: dict[str, Any] = {"optimizer": "adam", "lr": 1e-3, "precision": precision, "progress": False}
             spent[name] = best(
                 lambda model=model, o=options: model.fit(data.train, epochs=1, batch_size=data.batch_size, seed=0, **o),
@@ -79,6 +83,22 @@ def main() -> None:
                 "ratio": round(spent["torch"] / spent["ours"], 3),
             }
         )
+
+    dropout.by_counter = own
+    data = sequences.DATA["beauty"](args.data_dir, 4 * args.users)
+    grouped = next_item.of_like_length
+    for name in ("MIND", "ComiRecSA", "SDM", "STAMP"):
+        for how in ("ours", "padded"):
+            next_item.of_like_length = grouped if how == "ours" else lambda mask: [torch.arange(len(mask))]
+            torch.manual_seed(0)
+            model = sequences.build(name, "beauty", data, 0)
+            options = {"optimizer": "adam", "lr": 1e-3, "precision": "bf16", "progress": False}
+            spent[how] = best(
+                lambda model=model, o=options: model.fit(data.train, epochs=1, batch_size=data.batch_size, seed=0, **o),
+                3,
+            )
+        ratio = round(spent["padded"] / spent["ours"], 3)
+        write({"what": "lengths", "model": name, **{k: round(spent[k], 2) for k in ("ours", "padded")}, "ratio": ratio})
 
 
 if __name__ == "__main__":
