@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=20, help="epochs between measurements")
     parser.add_argument("--batch-size", type=int, help="of a model that learns; its own by default")
     parser.add_argument("--lr", type=float, help="learning rate of a model that learns; its own by default")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of a model that learns")
     parser.add_argument("--layers", type=int, default=3, help="of lightgcn and sim_gcl")
     parser.add_argument("--seed", type=int, default=0, help="of a model that learns, and of --hold-out")
     parser.add_argument("--checkpoint", help="folder; a run that was stopped goes on from there")
@@ -130,7 +131,7 @@ def main() -> None:
         )
         model._remember(columns)  # measured before fit returns
         options = {"epochs": args.epochs, "seed": args.seed, "progress": False}
-        for name in ("batch_size", "lr"):
+        for name in ("batch_size", "lr", "precision"):
             if getattr(args, name) is not None:
                 options[name] = getattr(args, name)
         model.fit(

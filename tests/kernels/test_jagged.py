@@ -54,3 +54,9 @@ def test_contains_is_membership(rows, random):
     values = np.array([[random.randint(1, 20) for _ in range(4)] for _ in range(5)], np.int32)
     found = jagged.contains(which, values, offsets, members)
     assert found.tolist() == [[v in rows[w] for v in line] for w, line in zip(which, values.tolist(), strict=True)]
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1)))
+@settings(max_examples=60, deadline=None)
+def test_distinct_is_the_set_in_order(values):
+    assert jagged.distinct(np.array(values, np.int64)).tolist() == sorted(set(values))

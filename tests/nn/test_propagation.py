@@ -85,3 +85,19 @@ def test_second_derivatives_go_through():
     r = graph()
     e = [torch.randn(n, 2, dtype=torch.float64, requires_grad=True) for n in (U, N)]
     assert torch.autograd.gradgradcheck(lambda a, b: connected(r, 2)(a, b)[0].square().sum(), e)
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_autocast_reads_short_vectors_and_keeps_float32_sums_and_gradients(average):
+    graph_ = connected(graph(), 3)
+    e = [torch.randn(n, D, requires_grad=True) for n in (U, N)]
+    run = graph_ if average else graph_.hop
+    whole = run(*e)
+    with torch.autocast("cpu", torch.bfloat16):
+        short = run(*e)
+    direction = [torch.randn_like(x) for x in whole]
+    gradients = [torch.autograd.grad(out, e, direction) for out in (whole, short)]
+    for a, b in zip((*whole, *gradients[0]), (*short, *gradients[1]), strict=True):
+        assert b.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+    assert not torch.equal(whole[0], short[0])

@@ -219,7 +219,7 @@ class Columns:
         """offsets int64 [users + 1] and items int32, ascending per user, of every user id."""
         users = np.repeat(self.user_ids, np.diff(self.lists)).astype(np.int64)
         known = (users >= 2) & (self.item_ids >= 2)
-        pairs = np.unique(users[known] << 32 | self.item_ids[known])
+        pairs = jagged.distinct(users[known] << 32 | self.item_ids[known])
         size = self.schema.feature(self._key("user")).size or 0  # type: ignore[attr-defined]
         return np.searchsorted(pairs, np.arange(size + 1) << 32), (pairs & 0xFFFFFFFF).astype(np.int32)
 

@@ -332,7 +332,7 @@ def _grouped(rows: np.ndarray, values: np.ndarray, n: int, *, distinct: bool) ->
     """Values by row, ascending; unknown items and row 0 (nobody) left out."""
     live = (rows > 0) & (values > OOV)
     pairs = rows[live].astype(np.int64) << 32 | values[live].astype(np.int64)
-    pairs = np.unique(pairs) if distinct else np.sort(pairs)
+    pairs = jagged.distinct(pairs) if distinct else np.sort(pairs)
     return np.searchsorted(pairs, np.arange(n + 1) << 32), (pairs & 0xFFFFFFFF).astype(np.int32)
 
 

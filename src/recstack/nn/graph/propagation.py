@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +28,8 @@ class Propagation(Sized):
     (their number may differ from one checkpoint to the next); `connect` sets them.
 
     The product of a sparse row and a dense matrix is a weighted bag of embeddings. On Gowalla (810,128 edges, D = 64,
-    2 cores) `embedding_bag` takes 12 ms, compiled loops 16, `torch.sparse` 36 in CSR and 126 in COO.
+    2 cores) `embedding_bag` takes 12 ms, compiled loops 16, `torch.sparse` 36 in CSR and 126 in COO. Under autocast the
+    vectors that are read are of its dtype, forward and backward, and sums are float32: memory is what a product waits for.
 
     Args:
         users: number of user nodes U.
@@ -105,13 +107,13 @@ class Propagation(Sized):
         """Embeddings of the nodes, [U, D] and [N, D], to averages of the same shapes."""
         forth = self.offsets, self.columns, self.weights
         back = self.back_offsets, self.back_columns, self.back_weights
-        return _Average.apply(users, items, forth, back, self._links(), self.layers)
+        return _Average.apply(users, items, forth, back, self._links(), _read_as(users), self.layers)
 
     def hop(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """One step alone: what comes from the neighbours, R̂V + ŜU and R̂ᵀU."""
         forth = self.offsets, self.columns, self.weights
         back = self.back_offsets, self.back_columns, self.back_weights
-        return _Hop.apply(users, items, forth, back, self._links())
+        return _Hop.apply(users, items, forth, back, self._links(), _read_as(users))
 
     def _links(self) -> Half | None:
         return (self.link_offsets, self.link_columns, self.link_weights) if self.link_columns.numel() else None
@@ -139,20 +141,29 @@ class _Average(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, users: Tensor, items: Tensor, forth: Half, back: Half, links: Half | None, layers: int
+        ctx: Any,
+        users: Tensor,
+        items: Tensor,
+        forth: Half,
+        back: Half,
+        links: Half | None,
+        dtype: torch.dtype,
+        layers: int,
     ) -> tuple[Tensor, Tensor]:
-        ctx.graph = forth, back, links, layers
-        users, items = users.detach(), items.detach()  # a bag that needs no gradient of its own is cheaper
-        user_sum, item_sum = users.clone(), items.clone()
-        for _ in range(layers):
-            users, items = _heard(users, items, forth, back, links)
-            user_sum += users
-            item_sum += items
-        return user_sum.div_(layers + 1), item_sum.div_(layers + 1)
+        ctx.graph = forth, back, links, dtype, layers
+        whole = users.detach(), items.detach()  # without gradients of their own: a cheaper bag
+        base = tuple(x.to(dtype) for x in whole)
+        now: Sequence[Tensor] = base if layers else whole
+        for left in reversed(range(layers)):  # 1 + A + A² + A³ = 1 + A(1 + A(1 + A))
+            now = [
+                x.to(own.dtype).add_(own)
+                for x, own in zip(_heard(*now, forth, back, links), base if left else whole, strict=True)
+            ]
+        return now[0] / (layers + 1), now[1] / (layers + 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_Average.apply(*(g.contiguous() for g in grads), *ctx.graph), None, None, None, None)
+        return (*_Average.apply(*(g.contiguous() for g in grads), *ctx.graph), *(None,) * 5)
 
 
 class _Hop(torch.autograd.Function):
@@ -160,14 +171,21 @@ class _Hop(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, users: Tensor, items: Tensor, forth: Half, back: Half, links: Half | None
+        ctx: Any, users: Tensor, items: Tensor, forth: Half, back: Half, links: Half | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        ctx.graph = forth, back, links
-        return _heard(users.detach(), items.detach(), forth, back, links)
+        ctx.graph = forth, back, links, dtype
+        heard = _heard(users.detach().to(dtype), items.detach().to(dtype), forth, back, links)
+        return heard[0].to(users.dtype), heard[1].to(items.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_Hop.apply(*(g.contiguous() for g in grads), *ctx.graph), None, None, None)
+        return (*_Hop.apply(*(g.contiguous() for g in grads), *ctx.graph), *(None,) * 4)
+
+
+def _read_as(vectors: Tensor) -> torch.dtype:
+    """What the vectors of a product are stored as: autocast's dtype, or their own."""
+    device = vectors.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else vectors.dtype
 
 
 def _heard(users: Tensor, items: Tensor, forth: Half, back: Half, links: Half | None) -> tuple[Tensor, Tensor]:
