@@ -269,3 +269,12 @@ def test_pin_sage_is_its_sums_written_out():
     weights = list(model.parameters())
     for one, other in zip(torch.autograd.grad(found, weights), torch.autograd.grad(slow, weights), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_length_of_ultra_gcns_tables_has_the_value_and_the_gradient_of_a_sum_of_squares():
+    ours, theirs = (torch.randn(5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True) for _ in range(2))
+    one, other = 0.3 * ultra_gcn._SquaredLength.apply(ours), 0.3 * theirs.square().sum()
+    torch.testing.assert_close(one, other)
+    one.backward()
+    other.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)

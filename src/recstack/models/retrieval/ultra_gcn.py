@@ -128,25 +128,40 @@ class UltraGCN(IdTables):
         items = self._ids(batch, self.item)[positive].long()
         users = self._ids(batch, self.user).unsqueeze(-1).expand_as(label)[positive].long()
         each = torch.ones_like(label)[positive] if weight is None else weight.expand_as(label)[positive]
-        e, own = F.embedding(users, self.users.weight).float(), F.embedding(items, self.items.weight).float()
+        groups = max(-(-len(items) // SHARING), 1)
+        drawn = torch.randint(2, len(self.of_item), (groups, self.negatives), device=items.device)
+        met = items, drawn, self.neighbours[items]  # looked up at once: one gradient as large as the table, not three
+        e = F.embedding(users, self.users.weight).float()
+        at_once = F.embedding(torch.cat([ids.flatten() for ids in met]), self.items.weight).float()
+        parts = at_once.split([ids.numel() for ids in met])
+        own, others, near = (x.view(*ids.shape, e.shape[-1]) for x, ids in zip(parts, met, strict=True))
 
         w1, w2, w3, w4 = self.constraints
         beta = self.of_user[users] * self.of_item[items]
         chosen = (w1 + w2 * beta) * F.softplus(-(e * own).sum(-1))
-        groups = max(-(-len(items) // SHARING), 1)
         size = max(-(-len(items) // groups), 1)
-        drawn = torch.randint(2, len(self.of_item), (groups, self.negatives), device=items.device)
-        others = F.embedding(drawn, self.items.weight).float()
         rows = F.pad(e, (0, 0, 0, groups * size - len(items))).view(groups, size, -1)
         high = F.softplus(rows @ others.transpose(1, 2))
         # β is the user's factor times the item's: no weight of each pair is ever held
         weights = torch.stack([torch.full(drawn.shape, w3, device=e.device), w4 * self.of_item[drawn]], -1)
         plain, weighed = (high @ weights).flatten(0, 1)[: len(items)].unbind(-1)
         unknown = (plain + self.of_user[users] * weighed) / self.negatives
-        near = F.embedding(self.neighbours[items], self.items.weight).float()
         alike = (self.omega[items] * F.softplus(-(near @ e.unsqueeze(-1)).squeeze(-1))).sum(1)
         return {
             self.task.name: (each * (chosen + self.negative_weight * unknown)).sum(),
             "items": self.item_weight * (each * alike).sum(),
-            "l2": self.l2 / 2 * sum(p.float().square().sum() for p in self.parameters()),  # type: ignore[dict-item]
+            "l2": self.l2 / 2 * sum(_SquaredLength.apply(p) for p in self.parameters()),  # type: ignore[dict-item]
         }
+
+
+class _SquaredLength(torch.autograd.Function):
+    """Of a whole table, each step: autograd goes over it seven times, this twice."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor) -> Tensor:
+        ctx.save_for_backward(table)
+        return torch.linalg.vecdot(table.flatten().float(), table.flatten().float())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return ctx.saved_tensors[0] * (2 * grad)
