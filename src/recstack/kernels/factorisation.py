@@ -65,7 +65,7 @@ def bpr_epoch(
         by_user: draw a user uniformly, then one of their items; otherwise one of all interactions.
         seed: of the draws; j is uniform over the items from 2 on that the user has not.
         factors: float32 [U, D] and [N, D].
-        drawn: how many of these, of which the one with the highest score is j.
+        drawn: how many items, of which the one with the highest score that the user has not is j.
     """
     live = np.flatnonzero(rows.counts).astype(np.int32)
     given = (rows.offsets, rows.columns, users, live, by_user, np.uint64(seed), rows.width, *factors)
@@ -144,6 +144,14 @@ def _bpr_epoch(at, items, users, live, by_user, seed, width, p, q, lr, l2, drawn
         while left:
             state = state * a + c
             other = np.int32(2 + np.int64(((state >> high) * np.uint64(width - 2)) >> half))
+            score = np.float32(0)
+            if drawn > 1:
+                qj = q[other]
+                for k in range(d):
+                    score += pu[k] * qj[k]
+                if j and not score > most:  # is not j, whether it is the user's or not: most draws are never searched for
+                    left -= 1
+                    continue
             low, top = begin, end
             while low < top:
                 middle = (low + top) >> 1
@@ -154,15 +162,7 @@ def _bpr_epoch(at, items, users, live, by_user, seed, width, p, q, lr, l2, drawn
             if low < end and items[low] == other:
                 continue
             left -= 1
-            score = np.float32(0)
-            if drawn > 1:
-                qj = q[other]
-                for k in range(d):
-                    score += pu[k] * qj[k]
-            if (
-                j == 0 or score > most
-            ):  # the first in any case: scores that are not finite must not move the padding row
-                j, most = other, score
+            j, most = other, score  # the first whatever its score: those that are not finite must not move the padding row
         qj = q[j]
         x = np.float32(0)
         for k in range(d):
