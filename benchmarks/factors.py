@@ -77,7 +77,7 @@ GRID: dict[str, dict[str, list[dict[str, Any]]]] = {
         "GMF": [{"dim": 64, "epochs": 20}],
         "MLP": [{**NCF, "dim": 0, "epochs": 20}],
         "NeuMF": [{**NCF, "epochs": 20}],
-        "NeuMF, pre-trained": [{**NCF, "epochs": 20}],
+        "NeuMF, pre-trained": [{**NCF, "pretraining": 20, "epochs": 20}],
     },
     "citeulike": {
         "iALS": [
@@ -85,7 +85,7 @@ GRID: dict[str, dict[str, list[dict[str, Any]]]] = {
         ],
         "BPR": [{"dim": 64, "lr": 0.05, "l2": l2, "epochs": 60} for l2 in (0.003, 0.01, 0.03)],
         "GMF": [{"dim": 50, "epochs": 20}],
-        "CMN": [{"dim": 50, "hops": 2, "neighbours": 50, "epochs": 15}],
+        "CMN": [{"dim": 50, "hops": 2, "neighbours": 50, "pretraining": 15, "epochs": 15}],
     },
     "gowalla": {
         "iALS": [
@@ -242,7 +242,7 @@ class Watch(Callback):
 
 
 def learn(name: str, options: dict[str, Any], columns: Columns, seed: int, watch: Callable[[int, Any], None]) -> Any:
-    """A trained model; `watch` is called after each epoch."""
+    """A trained model; `watch` is called after each epoch. `pretraining` is the epochs of what comes before, not chosen."""
     options, kind = dict(options), name.split(",")[0]
     torch.manual_seed(seed)  # of the initial weights
     if kind in ("EASE", "SLIM"):
@@ -258,15 +258,16 @@ def learn(name: str, options: dict[str, Any], columns: Columns, seed: int, watch
             watch(epoch, model)
     else:
         training = {"epochs": options.pop("epochs"), "seed": seed, "progress": False}
+        before = training | {"epochs": options.pop("pretraining", 0)}
         model = getattr(rs.retrieval, "NeuMF" if kind == "MLP" else kind)(columns.schema, **options)
         if kind == "CMN":
-            model.pretrain(rs.retrieval.GMF(columns.schema, dim=model.users.embedding_dim).fit(columns, **training))
+            model.pretrain(rs.retrieval.GMF(columns.schema, dim=model.users.embedding_dim).fit(columns, **before))
         if name.endswith("pre-trained"):
             parts = (
                 rs.retrieval.GMF(columns.schema, dim=model.dim),
                 rs.retrieval.NeuMF(columns.schema, **options | {"dim": 0}),
             )
-            model.pretrain(*(part.fit(columns, **training) for part in parts))
+            model.pretrain(*(part.fit(columns, **before) for part in parts))
             training |= {"optimizer": "sgd", "lr": 1e-3}
         model.fit(columns, callbacks=[Watch(model, watch)], **training)
     return model

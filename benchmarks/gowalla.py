@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=20, help="epochs between measurements")
     parser.add_argument("--batch-size", type=int, help="of a model that learns; its own by default")
     parser.add_argument("--lr", type=float, help="learning rate of a model that learns; its own by default")
+    parser.add_argument("--schedule", help="of the learning rate, as Trainer(schedule=) has it")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of a model that learns")
     parser.add_argument("--layers", type=int, default=3, help="of lightgcn and sim_gcl")
     parser.add_argument("--seed", type=int, default=0, help="of a model that learns, and of --hold-out")
@@ -131,7 +132,7 @@ def main() -> None:
         )
         model._remember(columns)  # measured before fit returns
         options = {"epochs": args.epochs, "seed": args.seed, "progress": False}
-        for name in ("batch_size", "lr", "precision"):
+        for name in ("batch_size", "lr", "schedule", "precision"):
             if getattr(args, name) is not None:
                 options[name] = getattr(args, name)
         model.fit(
