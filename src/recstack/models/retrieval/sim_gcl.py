@@ -17,6 +17,9 @@ from recstack.models.graph import Smoothed
 from recstack.schema import Schema
 
 
+CHUNK = 256  # users or items whose contrasts are held at once
+
+
 class SimGCL(Smoothed):
     r"""LightGCN without its own layer 0, and two noisy views of each node that should find each other.
 
@@ -87,5 +90,6 @@ class SimGCL(Smoothed):
         for side, of_side in enumerate(ids):
             met = of_side.unique().long()
             one, other = (F.normalize(view[side][met].float(), dim=-1, eps=1e-6) for view in views)
-            contrast = contrast + losses.in_batch_softmax(one, other, met, temperature=self.temperature)
+            own = torch.arange(len(met), device=met.device)
+            contrast = contrast + losses.full_softmax(one, other, own, temperature=self.temperature, chunk=CHUNK)
         return super().losses(batch) | {"contrast": self.contrast * contrast}
