@@ -149,7 +149,9 @@ def _bpr_epoch(at, items, users, live, by_user, seed, width, p, q, lr, l2, drawn
                 qj = q[other]
                 for k in range(d):
                     score += pu[k] * qj[k]
-                if j and not score > most:  # is not j, whether it is the user's or not: most draws are never searched for
+                if (
+                    j and not score > most
+                ):  # is not j, whether it is the user's or not: most draws are never searched for
                     left -= 1
                     continue
             low, top = begin, end
@@ -162,7 +164,10 @@ def _bpr_epoch(at, items, users, live, by_user, seed, width, p, q, lr, l2, drawn
             if low < end and items[low] == other:
                 continue
             left -= 1
-            j, most = other, score  # the first whatever its score: those that are not finite must not move the padding row
+            j, most = (
+                other,
+                score,
+            )  # the first whatever its score: those that are not finite must not move the padding row
         qj = q[j]
         x = np.float32(0)
         for k in range(d):

@@ -16,7 +16,6 @@ from recstack.features import tasks
 from recstack.models.graph import Smoothed
 from recstack.schema import Schema
 
-
 CHUNK = 256  # users or items whose contrasts are held at once
 
 
