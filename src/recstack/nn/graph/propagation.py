@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -152,13 +151,11 @@ class _Average(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.graph = forth, back, links, dtype, layers
         whole = users.detach(), items.detach()  # without gradients of their own: a cheaper bag
-        base = tuple(x.to(dtype) for x in whole)
-        now: Sequence[Tensor] = base if layers else whole
+        base = whole[0].to(dtype), whole[1].to(dtype)
+        now = base if layers else whole
         for left in reversed(range(layers)):  # 1 + A + A² + A³ = 1 + A(1 + A(1 + A))
-            now = [
-                x.to(own.dtype).add_(own)
-                for x, own in zip(_heard(*now, forth, back, links), base if left else whole, strict=True)
-            ]
+            heard, own = _heard(*now, forth, back, links), base if left else whole
+            now = heard[0].to(own[0].dtype).add_(own[0]), heard[1].to(own[1].dtype).add_(own[1])
         return now[0] / (layers + 1), now[1] / (layers + 1)
 
     @staticmethod
