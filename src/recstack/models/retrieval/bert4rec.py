@@ -15,6 +15,7 @@ from recstack.features.inputs import column
 from recstack.models.next_item import NextItem
 from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import linear
+from recstack.nn.sequence.lengths import places
 from recstack.nn.sequence.transformer import Transformer, TransformerLayer
 from recstack.schema import Schema
 
@@ -73,12 +74,12 @@ class BERT4Rec(NextItem):
         )
         self.out = nn.Sequential(linear(dim, dim), nn.GELU(), nn.LayerNorm(dim))
 
-    def filled(self, x: Tensor, live: Tensor, hidden: Tensor) -> Tensor:
-        """What stands at each place ``[R, T, D]`` of sequences ``x [R, T, D]``, with `hidden` places not seen."""
+    def filled(self, x: Tensor, live: Tensor, hidden: Tensor, at: Tensor) -> Tensor:
+        """What stands at places ``at [R, H]`` of sequences ``x [R, T, D]``: ``[R, H, D]``, with `hidden` steps not seen."""
         back = live.sum(-1, keepdim=True) - 1 - torch.arange(x.shape[1], device=x.device)  # 0: the last
         x = torch.where(hidden.unsqueeze(-1), self.mask.to(x.dtype), x)
         x = x + F.embedding(back.clamp(0, self.history.max_len), self.positions)
-        return self.blocks(self.dropout(self.before(x)) * live.unsqueeze(-1), live)  # type: ignore[no-any-return]
+        return self.blocks(self.dropout(self.before(x)) * live.unsqueeze(-1), live, at=at)  # type: ignore[no-any-return]
 
     def extended(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The history with one place more: vectors ``[R, T + 1, D]``, which are live, where the last one is."""
@@ -89,8 +90,7 @@ class BERT4Rec(NextItem):
 
     def user_vectors(self, batch: Mapping[str, Tensor]) -> Tensor:
         x, live, last = self.extended(batch)
-        x = self.filled(x, live, last)
-        return self.out((x * last.unsqueeze(-1)).sum(1, keepdim=True))
+        return self.out(self.filled(x, live, last, live.sum(-1, keepdim=True) - 1))
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The items that are hidden, and no others."""
@@ -106,6 +106,7 @@ class BERT4Rec(NextItem):
         hidden = live & (chance < self.hidden)
         only = (torch.rand(live.shape[0], 1, device=x.device) < LAST) | ~hidden.any(-1, keepdim=True)
         hidden = torch.where(only, last, hidden)
-        x = self.filled(x, live, hidden)
-        where = hidden & (ids > 1)
-        return {"hidden": self.item_loss(self.out(x[where]), ids[where])}
+        at = places(hidden & (ids > 1))
+        learned = at >= 0
+        x = self.filled(x, live, hidden, at)[learned]
+        return {"hidden": self.item_loss(self.out(x), ids.gather(1, at.clamp(min=0))[learned])}

@@ -68,8 +68,17 @@ class SASRec(NextItem):
 
     def states(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The state after each step and which are live: ``[R, T, D]``, ``[R, T]``."""
+        x, mask = self.steps(batch)
+        return self.norm(self.blocks(x, mask, causal=True)) * mask.unsqueeze(-1), mask
+
+    def user_vectors(self, batch: Mapping[str, Tensor]) -> Tensor:
+        x, mask = self.steps(batch)
+        last = mask.sum(-1, keepdim=True) - 1  # -1 where there is none
+        return self.norm(self.blocks(x, mask, causal=True, at=last)) * mask.any(-1)[:, None, None]
+
+    def steps(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What goes into the layers and which steps are live: ``[R, T, D]``, ``[R, T]``."""
         x, mask = self.inputs(batch, "history").sequence(self.history.name)
         back = mask.sum(-1, keepdim=True) - 1 - torch.arange(x.shape[1], device=x.device)  # 0: the most recent
         x = x * self.scale + F.embedding(back.clamp(0, self.history.max_len - 1), self.positions)
-        x = self.dropout(x) * mask.unsqueeze(-1)
-        return self.norm(self.blocks(x, mask, causal=True)) * mask.unsqueeze(-1), mask
+        return self.dropout(x) * mask.unsqueeze(-1), mask

@@ -31,3 +31,23 @@ def of_like_length(mask: Tensor) -> list[Tensor]:
 def longest(mask: Tensor) -> Tensor:
     """Where each row of ``mask [R, T]`` ends, int ``[R]``: the last live step and one."""
     return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
+
+
+def rounded(size: int) -> int:
+    """A length of sequences, up to a multiple of 16.
+
+    A CPU's matrix products prepare themselves for each shape that they meet: BERT4Rec's step on MovieLens-1M, with as many
+    lengths as batches, took 1.4 times as long without.
+    """
+    return -(-size // 16) * 16
+
+
+def places(where: Tensor) -> Tensor:
+    """Where the true ones of each row of ``where [R, T]`` stand, int ``[R, H]``: in their order, then -1.
+
+    >>> places(torch.tensor([[False, True, True], [True, False, False]])).tolist()
+    [[1, 2], [0, -1]]
+    """
+    count = where.sum(1)
+    at = where.int().argsort(dim=1, descending=True, stable=True)[:, : int(count.amax())]
+    return at.masked_fill(torch.arange(at.shape[1], device=at.device) >= count.unsqueeze(1), -1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from recstack.errors import ConfigError
 from recstack.nn.dropout import Dropout, attention
 from recstack.nn.mlp import linear, make_activation
-from recstack.nn.sequence.lengths import longest, of_like_length
+from recstack.nn.sequence.lengths import longest, of_like_length, rounded
 
 
 class SelfAttention(nn.Module):
@@ -17,7 +17,8 @@ class SelfAttention(nn.Module):
 
     .. math:: \mathrm{softmax}\big(QK^\top / \sqrt{d}\big) V
 
-    (Vaswani et al., NeurIPS 2017.) Steps that are not live are attended by nobody and come out as zeros.
+    (Vaswani et al., NeurIPS 2017.) Steps that are not live are attended by nobody and come out as zeros. With places
+    ``at [R, H]`` only the steps that stand there attend, and come out: ``[R, H, W]``, zeros where a place is below 0.
     """
 
     def __init__(self, width: int, heads: int = 1, dropout: float = 0.0):
@@ -28,21 +29,30 @@ class SelfAttention(nn.Module):
         self.project = linear(width, 3 * width)
         self.out = linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, causal: bool = False, at: Tensor | None = None) -> Tensor:
         """``mask [R, T]``; None: every step is live."""
-        q, k, v = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [R, heads, T, d] each
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.projected(x, at))  # [R, heads, ., d]
         allowed = None
         if mask is not None and causal:
             # Who may attend to nothing would be 0/0: it attends to itself, and is zeroed below.
             step = torch.arange(x.shape[1], device=x.device)
-            allowed = mask[:, None, None, :] & (step[:, None] >= step)
-            allowed = allowed | torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+            own = (step if at is None else at.clamp(min=0).unsqueeze(1)).unsqueeze(-1)  # [T, 1] or [R, 1, H, 1]
+            allowed = (mask[:, None, None, :] & (own >= step)) | (own == step)
         elif mask is not None:  # the same for every step, so no T × T; where nothing is live, to all
             allowed = (mask | ~mask.any(-1, keepdim=True))[:, None, None, :]
         causal = causal and mask is None
         y = attention(q, k, v, allowed, self.dropout, causal)
         y = self.out(y.transpose(1, 2).flatten(-2))
-        return y if mask is None else y * mask.unsqueeze(-1)
+        live = mask if at is None else at >= 0
+        return y if live is None else y * live.unsqueeze(-1)
+
+    def projected(self, x: Tensor, at: Tensor | None) -> tuple[Tensor, ...]:
+        """Queries, keys and values, ``[R, T or H, W]`` each."""
+        if at is None:
+            return self.project(x).chunk(3, -1)
+        width, (weight, bias) = x.shape[-1], (self.project.weight, self.project.bias)
+        others = F.linear(x, weight[width:], bias[width:])
+        return F.linear(taken(x, at), weight[:width], bias[:width]), *others.chunk(2, -1)
 
 
 class TransformerLayer(nn.Module):
@@ -71,37 +81,47 @@ class TransformerLayer(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, causal: bool = False) -> Tensor:
-        """``x [R, T, W], mask [R, T] → [R, T, W]``."""
+    def forward(self, x: Tensor, mask: Tensor, causal: bool = False, at: Tensor | None = None) -> Tensor:
+        """``x [R, T, W], mask [R, T] → [R, T, W]``; of the steps at the places ``at [R, H]`` alone, ``[R, H, W]``."""
         first, second = self.norms
+        own, live = (x, mask) if at is None else (taken(x, at), at >= 0)
         if self.before:
-            x = x + self.dropout(self.attention(first(x), mask, causal))
-            x = x + self.dropout(self.feed(second(x)))
+            own = own + self.dropout(self.attention(first(x), mask, causal, at))
+            own = own + self.dropout(self.feed(second(own)))
         else:
-            x = first(x + self.dropout(self.attention(x, mask, causal)))
-            x = second(x + self.dropout(self.feed(x)))
-        return x * mask.unsqueeze(-1)
+            own = first(own + self.dropout(self.attention(x, mask, causal, at)))
+            own = second(own + self.dropout(self.feed(own)))
+        return own * live.unsqueeze(-1)
 
 
 class Transformer(nn.ModuleList):
     """Layers one after another: ``x [R, T, W], mask [R, T] → [R, T, W]``.
 
+    With places ``at [R, H]`` only the steps that stand there come out, ``[R, H, W]``, and nothing else of the last layer is
+    computed but keys and values. A place below 0 comes out as zeros; those stand at the end.
+
     In training on a CPU sequences of like length go through them together, each group as long as its longest, and not each
     as long as the longest of all: the same, for two thirds of the work where lengths differ as on MovieLens-1M.
     """
 
-    def forward(self, x: Tensor, mask: Tensor, causal: bool = False) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, causal: bool = False, at: Tensor | None = None) -> Tensor:
         groups = of_like_length(mask) if self.training else []
         if len(groups) < 2:
-            return self._through(x, mask, causal)
-        done = []
+            return self._through(x, mask, causal, at)
+        done, size = [], x.shape[1] if at is None else at.shape[1]
         for rows in groups:
-            end = max(int(longest(mask[rows[-1:]])), 1)
-            some = self._through(x[rows, :end], mask[rows, :end], causal)
-            done.append(F.pad(some, (0, 0, 0, x.shape[1] - end)))
+            end = rounded(max(int(longest(mask[rows[-1:]])), 1))
+            read = None if at is None else at[rows, : rounded(int((at[rows] >= 0).sum(1).amax()))]
+            some = self._through(x[rows, :end], mask[rows, :end], causal, read)
+            done.append(F.pad(some, (0, 0, 0, size - some.shape[1])))
         return torch.cat(done)[torch.cat(groups).argsort()]
 
-    def _through(self, x: Tensor, mask: Tensor, causal: bool) -> Tensor:
-        for layer in self:
+    def _through(self, x: Tensor, mask: Tensor, causal: bool, at: Tensor | None) -> Tensor:
+        for layer in self[:-1]:
             x = layer(x, mask, causal)
-        return x
+        return self[-1](x, mask, causal, at)  # type: ignore[no-any-return]
+
+
+def taken(x: Tensor, at: Tensor) -> Tensor:
+    """The steps of ``x [R, T, W]`` at places ``at [R, H]``: ``[R, H, W]``; a place below 0 takes the first."""
+    return x.gather(1, at.clamp(min=0).unsqueeze(-1).expand(-1, -1, x.shape[-1]))
