@@ -16,7 +16,8 @@ An item that training never met cannot be found, and counts as missed. All model
 full softmax (sampled, with 1024 drawn items, on diginetica), except where a line says otherwise; batches of 32 histories of
 movielens-1m, 128 of S3-Rec's, 512 sessions; none of it was tuned. DSSM reads the items' attributes and learns from single events,
 1024 a batch, by its own in-batch softmax; EGES, ItemCF and popularity have their defaults. At most --epochs epochs, and after
-`--patience` of them without a better validation ndcg@10 a run ends. The weights of the best epoch are measured on the test part,
+`--patience` of them without a better validation ndcg@10 a run ends; BERT4Rec has 60 epochs, a rate that warms up and then falls
+as a cosine does, and no patience. The weights of the best epoch are measured on the test part,
 once.
 """
 
@@ -154,6 +155,8 @@ MODELS: dict[str, tuple[str, Options, dict[str, Options]]] = {
     "ItemCF": ("ItemCF", {}, {}),
     "Popularity": ("Popularity", {}, {}),
 }
+# of fit, for one line
+TRAINING: dict[str, Options] = {"BERT4Rec": {"schedule": "warmup_cosine", "epochs": 60, "patience": None}}
 BATCHES = {"DSSM": 1024}  # the others of the batch are its negatives
 SETS: dict[str, list[str]] = {name: list(MODELS) for name in DATA} | {
     "movielens-1m": [
@@ -228,21 +231,20 @@ def learned(model: Any, name: str, on: str, data: Data, seed: int, args: argpars
     """Train a model, which ends at its best epoch."""
     model.validate = lambda part: measure(model, part, None if data.known is None else data.train)
     folder = None if args.checkpoints is None else args.checkpoints / f"{on}-{name}-{seed}"
-    model.fit(
-        data.train,
-        data.valid,
-        epochs=args.epochs,
-        batch_size=BATCHES.get(MODELS[name][0], data.batch_size),
-        optimizer="adam",
-        lr=1e-3,
-        precision="bf16",
-        monitor="ndcg@10",
-        patience=args.patience,
-        seed=seed,
-        device=args.device,
-        checkpoint=folder,
-        resume=folder is not None,
-    )
+    options: Options = {
+        "epochs": args.epochs,
+        "batch_size": BATCHES.get(MODELS[name][0], data.batch_size),
+        "optimizer": "adam",
+        "lr": 1e-3,
+        "precision": "bf16",
+        "monitor": "ndcg@10",
+        "patience": args.patience,
+        "seed": seed,
+        "device": args.device,
+        "checkpoint": folder,
+        "resume": folder is not None,
+    }
+    model.fit(data.train, data.valid, **(options | TRAINING.get(name, {})))
     result = model.trained
     assert result is not None
     if result.interrupted and not args.cut:
