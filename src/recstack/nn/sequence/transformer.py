@@ -100,12 +100,12 @@ class Transformer(nn.ModuleList):
     With places ``at [R, H]`` only the steps that stand there come out, ``[R, H, W]``, and nothing else of the last layer is
     computed but keys and values. A place below 0 comes out as zeros; those stand at the end.
 
-    In training on a CPU sequences of like length go through them together, each group as long as its longest, and not each
+    On a CPU sequences of like length go through them together, each group as long as its longest, and not each
     as long as the longest of all: the same, for two thirds of the work where lengths differ as on MovieLens-1M.
     """
 
     def forward(self, x: Tensor, mask: Tensor, causal: bool = False, at: Tensor | None = None) -> Tensor:
-        groups = of_like_length(mask) if self.training else []
+        groups = of_like_length(mask)
         if len(groups) < 2:
             return self._through(x, mask, causal, at)
         done, size = [], x.shape[1] if at is None else at.shape[1]
