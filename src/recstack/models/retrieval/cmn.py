@@ -22,6 +22,7 @@ from recstack.models.graph import IdTables
 from recstack.models.scored import best_of_all, require_known
 from recstack.nn.mlp import linear
 from recstack.nn.sequence.attention import masked_softmax
+from recstack.nn.sequence.lengths import longest, of_like_length
 from recstack.schema import Schema
 
 if TYPE_CHECKING:
@@ -121,23 +122,37 @@ class CMN(IdTables):
         return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
 
     def _score(self, users: Tensor, items: Tensor) -> Tensor:
-        """User ids ``[R]`` and item ids ``[R, L]`` to ``[R, L]`` float32."""
-        near = F.embedding(items, self.near)
-        if not torch.compiler.is_compiling():  # what no item of the batch has is not computed
-            near = near[..., : max(int((near > 0).sum(-1).max()), 1) if near.numel() else 1]
-        live = (near > 0) & (near != users[:, None, None])
-        m, e = F.embedding(users, self.users.weight).unsqueeze(1), F.embedding(items, self.items.weight)
-        keys, values = F.embedding(near, self.users.weight), F.embedding(near, self.memory.weight)
-        z, o = m + e, e
+        """User ids ``[R]`` and item ids ``[R, L]`` to ``[R, L]`` float32; items of like many neighbours are read together."""
+        each, item = users.unsqueeze(1).expand_as(items).flatten(), items.flatten()
+        near = F.embedding(item, self.near)
+        order = of_like_length(near > 0)
+        parts = [near[rows] for rows in order]
+        if not torch.compiler.is_compiling():  # what no item of a part has is not computed
+            parts = [part[:, : max(int(longest(part > 0).amax()), 1) if part.numel() else 1] for part in parts]
+        at_once = torch.cat([part.flatten() for part in parts])  # one gradient of each table, not one of each part
+        sizes = [part.numel() for part in parts]
+        keys, values = (F.embedding(at_once, t.weight).split(sizes) for t in (self.users, self.memory))
+        m, e = F.embedding(each, self.users.weight), F.embedding(item, self.items.weight)
+        read = [
+            self._read(m[rows] + e[rows], k.view(*part.shape, -1), v.view(*part.shape, -1), part, each[rows])
+            for rows, part, k, v in zip(order, parts, keys, values, strict=True)
+        ]
+        o = torch.cat(read)[torch.cat(order).argsort()]
+        return self.head(F.relu(self.product(m * e) + self.reading(o))).view(items.shape).float()
+
+    def _read(self, z: Tensor, keys: Tensor, values: Tensor, near: Tensor, users: Tensor) -> Tensor:
+        """The last reading o ``[n, D]`` from queries ``[n, D]`` and neighbours ``[n, N]``, their m and their c ``[n, N, D]``."""
+        live = (near > 0) & (near != users.unsqueeze(1))
+        o = z
         for hop in range(len(self.hops) + 1):
             if hop:
                 z = F.relu(self.hops[hop - 1](z) + o)
-            p = masked_softmax((keys * z.unsqueeze(-2)).sum(-1), live)
-            o = (p.to(values.dtype).unsqueeze(-2) @ values).squeeze(-2)
-        return self.head(F.relu(self.product(m * e) + self.reading(o))).squeeze(-1).float()
+            p = masked_softmax((keys * z.unsqueeze(1)).sum(-1), live)
+            o = (p.to(values.dtype).unsqueeze(1) @ values).squeeze(1)
+        return o
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        if not self.near.any():
+        if not self.near[:, 0].any():
             raise TrainingError(
                 "CMN has no neighbours. Use model.fit(train), or model.prepare(columns) before a Trainer."
             )
