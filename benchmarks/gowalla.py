@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -101,6 +100,9 @@ def main() -> None:
     parser.add_argument("--data-dir", help="folder of the public data sets; RECSTACK_DATA by default")
     parser.add_argument("--out", type=Path, help="file that the lines are appended to")
     args = parser.parse_args()
+    places = ("data_dir", "checkpoint", "out")  # of one machine: not in what is published
+    asked = {k: v for k, v in vars(args).items() if v != parser.get_default(k) and k not in places}
+    command = " ".join(["benchmarks/gowalla.py", *(f"--{k.replace('_', '-')} {v}" for k, v in asked.items())])
     begun = time.perf_counter()
 
     def write(line: dict[str, Any]) -> None:
@@ -157,7 +159,7 @@ def main() -> None:
     write(
         result
         | {name: round(value, 2) for name, value in seconds.items()}
-        | {"threads": torch.get_num_threads(), "config": config, "command": " ".join(sys.argv)}
+        | {"threads": torch.get_num_threads(), "config": config, "command": command}
     )
 
 

@@ -17,8 +17,7 @@ full softmax (sampled, with 1024 drawn items, on diginetica), except where a lin
 movielens-1m, 128 of S3-Rec's, 512 sessions; none of it was tuned. DSSM reads the items' attributes and learns from single events,
 1024 a batch, by its own in-batch softmax; EGES, ItemCF and popularity have their defaults. At most --epochs epochs, and after
 `--patience` of them without a better validation ndcg@10 a run ends; BERT4Rec, cooled, has 60 epochs, a rate that warms up and
-then falls as a cosine does, and no patience. The weights of the best epoch are measured on the test part,
-once.
+then falls as a cosine does, and no patience. The weights of the best epoch are measured on the test part, once.
 """
 
 from __future__ import annotations
@@ -156,10 +155,10 @@ MODELS: dict[str, tuple[str, Options, dict[str, Options]]] = {
     "ItemCF": ("ItemCF", {}, {}),
     "Popularity": ("Popularity", {}, {}),
 }
-# of fit, for one line
+# of fit, where a line has its own
 TRAINING: dict[str, Options] = {"BERT4Rec, cooled": {"schedule": "warmup_cosine", "epochs": 60, "patience": None}}
 BATCHES = {"DSSM": 1024}  # the others of the batch are its negatives
-SETS: dict[str, list[str]] = {name: [m for m in MODELS if m != "BERT4Rec, cooled"] for name in DATA} | {
+SETS: dict[str, list[str]] = {name: [m for m in MODELS if m not in TRAINING] for name in DATA} | {
     "movielens-1m": [
         "SASRec",
         "gSASRec",
