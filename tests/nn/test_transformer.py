@@ -41,9 +41,10 @@ def test_sequences_of_like_length_go_through_together_and_nothing_changes(causal
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("rows", [3, 3 * GROUPS])  # together, and in groups
-def test_what_is_read_at_some_places_is_what_stands_there(causal, before, rows):
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_what_is_read_at_some_places_is_what_stands_there(causal, before, rows, layers):
     torch.manual_seed(0)
-    stack = Transformer(TransformerLayer(6, 2, before=before) for _ in range(2))
+    stack = Transformer(TransformerLayer(6, 2, before=before) for _ in range(layers))
     steps = 48
     x = torch.randn(rows, steps, 6, requires_grad=True)
     lengths = torch.randint(1, steps + 1, (rows,))

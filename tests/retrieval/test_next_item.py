@@ -10,7 +10,7 @@ import recstack as rs
 from recstack import losses, testing
 from recstack.candidates import Candidates
 from recstack.errors import ConfigError, SchemaError
-from recstack.models.next_item import balance
+from recstack.models.next_item import NextItem, balance
 from recstack.nn.sequence.capsules import routed
 from recstack.nn.sequence.lengths import GROUPS
 from recstack.nn.sequence.recurrent import LSTM
@@ -303,3 +303,13 @@ def test_where_nothing_is_known_negatives_pull_as_hard_as_their_positive(name, t
     value = losses.gbce(shifted, label, n_items=items, t=t) if name == "gbce" else losses.bce(shifted, label)
     (slope,) = torch.autograd.grad(value, score)
     assert_close(slope[:, 1:].sum(-1), -slope[:, 0])
+
+
+def test_sasrec_answers_with_its_last_state():
+    one, batch = model("SASRec"), testing.batch(IDS, 6, 2, steps=6)
+    ids = next(value for name, value in batch.items() if name.endswith("@watched"))
+    ids[0] = 0  # nothing met
+    last = NextItem.user_vectors(one, batch)
+    assert_close(one.user_vectors(batch), last)
+    assert not last[0].any()
+    assert last[1:].any(-1).all()

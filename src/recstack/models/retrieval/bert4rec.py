@@ -107,6 +107,6 @@ class BERT4Rec(NextItem):
         only = (torch.rand(live.shape[0], 1, device=x.device) < LAST) | ~hidden.any(-1, keepdim=True)
         hidden = torch.where(only, last, hidden)
         at = places(hidden & (ids > 1))
-        learned = at >= 0
-        x = self.filled(x, live, hidden, at)[learned]
-        return {"hidden": self.item_loss(self.out(x), ids.gather(1, at.clamp(min=0))[learned])}
+        row, place = (at >= 0).nonzero(as_tuple=True)
+        x = self.filled(x, live, hidden, at)[row, place]
+        return {"hidden": self.item_loss(self.out(x), ids[row, at[row, place]])}

@@ -33,13 +33,17 @@ def longest(mask: Tensor) -> Tensor:
     return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
 
 
-def rounded(size: int) -> int:
-    """A length of sequences, up to a multiple of 16.
+def rounded(size: int, most: int) -> int:
+    """A length of sequences, up to a multiple of the power of two below an eighth of the longest: of 16 where that is 200.
 
     A CPU's matrix products prepare themselves for each shape that they meet: BERT4Rec's step on MovieLens-1M, with as many
     lengths as batches, took 1.4 times as long without.
+
+    >>> rounded(130, 200), rounded(5, 20)
+    (144, 6)
     """
-    return -(-size // 16) * 16
+    step = 1 << max((most // 8).bit_length() - 1, 0)
+    return min(-(-size // step) * step, most)
 
 
 def places(where: Tensor) -> Tensor:

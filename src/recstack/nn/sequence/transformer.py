@@ -110,16 +110,18 @@ class Transformer(nn.ModuleList):
             return self._through(x, mask, causal, at)
         done, size = [], x.shape[1] if at is None else at.shape[1]
         for rows in groups:
-            end = rounded(max(int(longest(mask[rows[-1:]])), 1))
-            read = None if at is None else at[rows, : rounded(int((at[rows] >= 0).sum(1).amax()))]
+            end = rounded(max(int(longest(mask[rows[-1:]])), 1), mask.shape[1])
+            read = None if at is None else at[rows, : rounded(int((at[rows] >= 0).sum(1).amax()), size)]
             some = self._through(x[rows, :end], mask[rows, :end], causal, read)
             done.append(F.pad(some, (0, 0, 0, size - some.shape[1])))
         return torch.cat(done)[torch.cat(groups).argsort()]
 
     def _through(self, x: Tensor, mask: Tensor, causal: bool, at: Tensor | None) -> Tensor:
-        for layer in self[:-1]:
-            x = layer(x, mask, causal)
-        return self[-1](x, mask, causal, at)  # type: ignore[no-any-return]
+        if at is not None and not len(self):
+            return taken(x, at) * (at >= 0).unsqueeze(-1)
+        for n, layer in enumerate(self, 1):
+            x = layer(x, mask, causal, at if n == len(self) else None)
+        return x
 
 
 def taken(x: Tensor, at: Tensor) -> Tensor:
