@@ -83,6 +83,11 @@ class Watch(Callback):
             self.write({"epoch": record["epoch"], "loss": record["loss"], "epoch_seconds": record["seconds"]} | now)
 
 
+def cooling(epochs: int, cool: int) -> Any:
+    """Constant until the last `cool` epochs, then in a line to nothing."""
+    return lambda step, total: min(1.0, (1 - step / total) * epochs / cool)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=ULTRA_GCN, default="gowalla")
@@ -93,6 +98,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="of a model that learns; its own by default")
     parser.add_argument("--lr", type=float, help="learning rate of a model that learns; its own by default")
     parser.add_argument("--schedule", help="of the learning rate, as Trainer(schedule=) has it")
+    parser.add_argument(
+        "--cool", type=int, default=0, help="the last epochs, in which the learning rate falls to nothing"
+    )
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of a model that learns")
     parser.add_argument("--layers", type=int, default=3, help="of lightgcn and sim_gcl")
     parser.add_argument("--seed", type=int, default=0, help="of a model that learns, and of --hold-out")
@@ -137,6 +145,8 @@ def main() -> None:
         for name in ("batch_size", "lr", "schedule", "precision"):
             if getattr(args, name) is not None:
                 options[name] = getattr(args, name)
+        if args.cool:
+            options["schedule"] = cooling(args.epochs, args.cool)
         model.fit(
             columns,
             callbacks=[Watch(model, raw, truth, args.every, write)],
@@ -153,6 +163,8 @@ def main() -> None:
     fitted = time.perf_counter() - begun - read
     result = measure(model, raw, truth)
     seconds = {"read_seconds": read, "fit_seconds": fitted, "total_seconds": time.perf_counter() - begun}
+    if args.cool:
+        options["schedule"] = f"constant, then in a line to nothing over {args.cool} epochs"
     config = {k: v for k, v in model.config.items() if k != "schema"} | options
     if args.hold_out:
         config["hold_out"] = args.hold_out
