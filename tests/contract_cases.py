@@ -90,9 +90,9 @@ def surroundings(model):
 def paths(model):
     """PDN's edges: each item leads to all others, and shares every clue to some degree."""
     source, target = torch.cartesian_prod(torch.arange(2, model.size), torch.arange(2, model.size)).T
-    keys = (source * model.size + target)[source != target]
-    model.edges = torch.cat([keys, model.edges[-1:]])
-    model.clues = torch.arange(len(model.edges)).unsqueeze(1).add(torch.arange(model.clues.shape[1])).sin()
+    source, target = source[source != target], target[source != target]
+    clues = torch.arange(len(source)).unsqueeze(1).add(torch.arange(model.edges.clues.shape[1])).sin()
+    model.edges.connect(source, target, clues)
 
 
 def neighbourhoods(model):
@@ -116,15 +116,11 @@ def preferences(model):
 
 
 def relations(model):
-    """RCF's attributes: two values of each type, by remainders of the id."""
-    ids, first = torch.arange(model.size), 1
-    values = torch.zeros(model.size, len(model.types), 2, dtype=torch.int64)
-    for t, f in enumerate(model.types):
-        values[2:, t] = first + torch.stack([ids % 3, 3 + ids % 2], 1)[2:]
-        first += f.size
-    item, value = values.nonzero()[:, 0], values[values > 0]
-    model.values, model.members = values, item[value.argsort(stable=True)]
-    model.starts[1:] = torch.bincount(value, minlength=len(model.starts) - 1).cumsum(0)
+    """RCF's attributes: two values of each type, by digits of the id."""
+    ids = torch.arange(model.size)
+    values = torch.stack([1 + ids % 2, 3 + ids // 2 % 2], 1)
+    values[:2] = 0
+    model.shared.read([values] * len(model.types))
 
 
 def digits(model):

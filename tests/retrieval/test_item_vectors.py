@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 import recstack as rs
+from recstack.kernels.cooccurrence import transitions
 from recstack.kernels.skip_gram import noise, skip_gram, thinned
 from recstack.kernels.topk import Sparse, offsets_of
 from recstack.models.item_vectors import together, weights
 from recstack.models.retrieval.airbnb import AirbnbEmbeddings
-from recstack.models.retrieval.eges import transitions
 
 
 def sparse(rows, width):

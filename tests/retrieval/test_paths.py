@@ -40,22 +40,22 @@ def small(**options):
 def test_chances_of_paths_are_the_slow_product_and_sum_to_one():
     model, state = small(), torch.randn(4, 6)
     every = torch.arange(27).expand(4, -1)
-    found = model.chances(state, every).exp()
+    found = model.net(state, every).exp()
     assert_close(found.sum(1), torch.ones(4))
     for c in (0, 5, 26):
         digits, chance = (c // 9, c // 3 % 3, c % 3), torch.ones(4)
         for d in range(3):
-            before = [model.nodes.weight[1 + 3 * i + digits[i]].expand(4, -1) for i in range(d)]
-            hidden = model.layers[d](torch.cat([state, *before], 1))
-            chance = chance * model.heads[d](hidden).softmax(-1)[:, digits[d]]
+            before = [model.net.nodes.weight[1 + 3 * i + digits[i]].expand(4, -1) for i in range(d)]
+            hidden = model.net.layers[d](torch.cat([state, *before], 1))
+            chance = chance * model.net.heads[d](hidden).softmax(-1)[:, digits[d]]
         assert_close(found[:, c], chance)
 
 
 @torch.no_grad()
 def test_a_wide_beam_finds_the_likeliest_paths_in_order():
     model, state = small(), torch.randn(4, 6)
-    chance, order = model.chances(state, torch.arange(27).expand(4, -1)).sort(1, descending=True)
-    codes, found = model.likeliest(state, 27)
+    chance, order = model.net(state, torch.arange(27).expand(4, -1)).sort(1, descending=True)
+    codes, found = model.net.likeliest(state, 27)
     assert torch.equal(codes, order)
     assert_close(found, chance)
 
@@ -63,7 +63,7 @@ def test_a_wide_beam_finds_the_likeliest_paths_in_order():
 def test_the_loss_of_paths_sums_over_those_of_an_item():
     model, state, ids = small(), torch.randn(5, 6), torch.tensor([2, 7, 3, 19, 2])
     alone = super(rs.retrieval.DeepRetrieval, model).item_loss(state, ids)
-    slow = -model.chances(state, model.paths[ids]).exp().sum(1).log().mean()
+    slow = -model.net(state, model.paths[ids]).exp().sum(1).log().mean()
     assert_close(model.item_loss(state, ids), alone + slow)
 
 

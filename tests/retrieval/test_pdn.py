@@ -35,9 +35,9 @@ def slow(model, batch, row, item):
     for j in set(ids):
         ago = len(ids) - (len(ids) - 1 - ids[::-1].index(j))  # 1: the newest
         key = j * model.size + item
-        if ago > model.triggers or key not in model.edges.tolist():
+        if ago > model.triggers or key not in model.edges.keys.tolist():
             continue
-        c = model.clues[model.edges.tolist().index(key)]
+        c = model.edges.clues[model.edges.keys.tolist().index(key)]
         x_j = model.inputs(model.catalog.batch(torch.tensor([j])), "item")["item_id"][0]
         asks = model.inputs(batch, "user", "context", "domain").flat()[row]
         read = torch.cat([asks, x_j, model.ago.weight[ago], torch.tensor([ids.count(j) + 0.0]).log1p()])
@@ -82,11 +82,13 @@ def test_edges_are_the_nearest_by_cosine_and_know_what_both_share(fitted):
     columns = model.schema.encoder.encode(world.log)
     users = user_items(columns)
     near = co_counts(users, np.ones(users.height), k=9)
-    assert sorted(model.edges[:-1].tolist()) == sorted((near.rows * model.size + near.columns).tolist())
+    assert sorted(model.edges.keys[:-1].tolist()) == sorted((near.rows * model.size + near.columns).tolist())
     met = np.zeros((users.height, users.width))
     met[users.rows, users.columns] = 1
     common, genre = met.T @ met, model.catalog.batch(torch.arange(model.size))["genre"]
-    for key, (cosine, count, shared) in list(zip(model.edges.tolist(), model.clues.tolist(), strict=True))[:-1:7]:
+    for key, (cosine, count, shared) in list(zip(model.edges.keys.tolist(), model.edges.clues.tolist(), strict=True))[
+        :-1:7
+    ]:
         j, i = divmod(key, model.size)
         assert count == pytest.approx(np.log1p(common[j, i]), rel=1e-5)
         assert cosine == pytest.approx(common[j, i] / np.sqrt(common[j, j] * common[i, i]), rel=1e-5)

@@ -34,7 +34,7 @@ def prepared():
 
 def values(model, item):
     """{type: its values} of an item, as rows of the table."""
-    return [set(row[row > 0].tolist()) for row in model.values[item]]
+    return [set(row[row > 0].tolist()) for row in model.shared.of_items[item]]
 
 
 def test_relations_are_those_of_the_catalogue(prepared):
@@ -46,7 +46,7 @@ def test_relations_are_those_of_the_catalogue(prepared):
             raw = set(np.atleast_1d(catalog[f.name][item].numpy()).tolist()) - {0, 1}
             assert values(model, item)[t] == {1 + sum(sizes[:t]) + v for v in raw}
     for v in range(1, 1 + sum(sizes)):
-        found = model.members[model.starts[v] : model.starts[v + 1]].tolist()
+        found = model.shared.members[model.shared.starts[v] : model.shared.starts[v + 1]].tolist()
         assert found == [i for i in range(model.size) if any(v in own for own in values(model, i))]
 
 
@@ -109,12 +109,12 @@ def test_the_loss_of_relations_is_the_slow_loop(prepared):
     torch.manual_seed(3)
     found = model.relations(items)
     torch.manual_seed(3)
-    chance, place = torch.rand(len(items), *model.values.shape[1:]), torch.rand(len(items), len(model.types))
+    chance, place = torch.rand(len(items), *model.shared.of_items.shape[1:]), torch.rand(len(items), len(model.types))
     other, total = torch.randint(2, model.size, place.shape), 0.0
     q = model.items.weight
     for n, i in enumerate(items.tolist()):
         for t in range(len(model.types)):
-            own = model.values[i, t]
+            own = model.shared.of_items[i, t]
             v = max(
                 (int(own[c]) for c in range(len(own)) if own[c]),
                 key=lambda v: float(chance[n, t, own.tolist().index(v)]),

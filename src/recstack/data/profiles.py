@@ -55,6 +55,11 @@ class Requests:
         batch = columns.request_batch(index, padded=True)
         return cls(batch, users, (columns if seen is None else seen).seen(users))
 
+    def seen_pairs(self) -> tuple[Tensor, Tensor]:
+        """Row and item id of all that was seen, int64 ``[n]`` each."""
+        offsets, items = (torch.as_tensor(x).long() for x in self.seen)
+        return torch.repeat_interleave(torch.arange(len(self)), offsets.diff()), items
+
     def slice(self, start: int, stop: int) -> Requests:
         """Rows start to stop."""
         stop = min(stop, len(self))

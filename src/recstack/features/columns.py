@@ -22,6 +22,13 @@ def column(batch: Batch, key: str) -> Tensor:
     return batch[key]
 
 
+def of_steps(batch: Batch, key: str, history: str) -> Tensor:
+    """A column of a history's steps ``[R, T]`` or ``[R, T, K]``, oldest first, left aligned, 0 where nothing is; of either
+    spelling. Raises DataError where the batch lacks it."""
+    values, offsets = column(batch, f"{key}@{history}"), batch.get(f"{history}@offsets")
+    return values if offsets is None else padded(values, offsets)
+
+
 def moments(batch: Batch, history: str) -> tuple[Tensor, Tensor] | None:
     """When a history's steps were ``[R, T]`` and when the request is ``[R]``; None where the batch does not have both."""
     times, now, offsets = (batch.get(key) for key in (f"@time@{history}", "@time", f"{history}@offsets"))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recstack.errors import SchemaError
 from recstack.features import derived
-from recstack.features.columns import Batch, column, padded
+from recstack.features.columns import Batch, column, of_steps, padded
 from recstack.features.tables import Ask, Cut, Tables, check_ids  # noqa: F401 (LightGCN checks its own)
 from recstack.nn.mlp import flat, linear
 from recstack.nn.names import ByName
@@ -325,9 +325,7 @@ class Inputs(nn.Module):
 
     def history_ids(self, batch: Batch, name: str) -> Tensor:
         """Item ids of a history's steps ``[R, T]``, oldest first, left aligned, 0 where nothing is; of either spelling."""
-        key = self.schema.feature(name).of[0]  # type: ignore[attr-defined]
-        ids, offsets = column(batch, f"{key}@{name}"), batch.get(f"{name}@offsets")
-        return ids if offsets is None else padded(ids, offsets)
+        return of_steps(batch, self.schema.feature(name).of[0], name)  # type: ignore[attr-defined]
 
     # -- columns ------------------------------------------------------------------------------------------------------
     def _plain(self, batch: Batch, f: Feature, lead: tuple[int, ...] | None) -> Tensor | Number:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recstack.features import derived
-from recstack.features.inputs import column, padded
+from recstack.features.columns import column, of_steps, padded
 from recstack.features.tables import check_ids
 from recstack.schema import CANDIDATE_ROLES, Crossed, Feature, History, Hits, Schema, Vector, is_embedded, is_multi
 
@@ -144,8 +144,7 @@ class Matrix:
     ) -> None:
         length = torch.zeros(0)
         for name in h.of:
-            steps, offsets = column(batch, f"{name}@{h.name}"), batch.get(f"{h.name}@offsets")
-            steps = steps if offsets is None else padded(steps, offsets)
+            steps = of_steps(batch, name, h.name)
             if name == h.of[0]:
                 length = (steps > 0).sum(-1, keepdim=True)  # [R, 1]
             f = self.schema.feature(name)

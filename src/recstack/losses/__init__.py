@@ -25,7 +25,7 @@ from recstack.losses.distillation import rank_distillation, soft_bce, soft_cross
 from recstack.losses.histogram import expected_value, js, kl, spread, wasserstein
 from recstack.losses.imbalance import focal, ghm, gradient_counts
 from recstack.losses.joint import bce_pairwise, jrc
-from recstack.losses.links import mixture_logit, product_logit
+from recstack.losses.links import mixture_logit, product_logit, rate_logit
 from recstack.losses.listwise import listmle, listnet, p_listmle, softmax
 from recstack.losses.ndcg import approx_ndcg, neural_ndcg, softrank
 from recstack.losses.pairwise import bpr, lambdaloss, lambdarank, pairwise_hinge, pairwise_logistic
@@ -203,6 +203,7 @@ __all__ = [
     "pairwise_hinge",
     "pairwise_logistic",
     "product_logit",
+    "rate_logit",
     "rank_distillation",
     "sampled_softmax",
     "soft_bce",

@@ -35,3 +35,16 @@ def mixture_logit(which: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     happens = torch.logaddexp(F.logsigmoid(which) + F.logsigmoid(yes), F.logsigmoid(-which) + F.logsigmoid(no))
     fails = torch.logaddexp(F.logsigmoid(which) + F.logsigmoid(-yes), F.logsigmoid(-which) + F.logsigmoid(-no))
     return happens - fails
+
+
+@full_precision
+def rate_logit(rate: Tensor) -> Tensor:
+    r"""The log-odds that something happens at all, from the rate at which it does.
+
+    .. math:: p = 1 - e^{-y}, \qquad \log\frac{p}{1 - p} = \log(e^y - 1), \qquad y > 0
+
+    >>> rate_logit(torch.tensor(2.0).log())  # p = 1/2
+    tensor(0.)
+    """
+    rate = rate.clamp(min=1e-30)
+    return rate + torch.log(-torch.expm1(-rate))

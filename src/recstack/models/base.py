@@ -19,6 +19,7 @@ from recstack.errors import BundleError, ConfigError, DataError, SchemaError
 from recstack.features import tasks
 from recstack.features.inputs import column
 from recstack.features.tables import Tables, load_grown
+from recstack.nn.modes import evaluating
 from recstack.schema import Categorical, Schema, is_embedded
 
 if TYPE_CHECKING:
@@ -246,14 +247,13 @@ class Model(Saved, nn.Module):
     def score(self, rows: Log | Columns, batch_size: int = 4096) -> dict[str, np.ndarray]:
         """Predictions for raw rows, ``{task: float32 [rows]}``, in the order of the rows."""
         columns = self._encoded(rows)
-        was, _ = self.training, self.eval()
         parts: dict[str, list[np.ndarray]] = {}
-        for start in range(0, columns.n_requests, batch_size):
-            batch = columns.batch(np.arange(start, min(start + batch_size, columns.n_requests)))
-            for name, value in self.predict(batch).items():
-                live = value[batch["@mask"]] if "@mask" in batch else value.flatten(0, 1)
-                parts.setdefault(name, []).append(live.numpy())
-        self.train(was)
+        with evaluating(self):
+            for start in range(0, columns.n_requests, batch_size):
+                batch = columns.batch(np.arange(start, min(start + batch_size, columns.n_requests)))
+                for name, value in self.predict(batch).items():
+                    live = value[batch["@mask"]] if "@mask" in batch else value.flatten(0, 1)
+                    parts.setdefault(name, []).append(live.numpy())
         return {name: np.concatenate(part) for name, part in parts.items()}
 
     # -- tables -------------------------------------------------------------------------------------------------------
@@ -519,12 +519,11 @@ class Retriever(Recommends, Model):
     def catalog_vectors(self, block: int = 65536) -> Tensor:
         """``[N, D]`` float32 by item id; rows 0 and 1 are zeros."""
         if self._cached is None or self.training:
-            was, _ = self.training, self.eval()
-            ids = torch.arange(2, self.catalog.size)
-            parts = [self.item_vectors(self._here(self.catalog.batch(part))).float().cpu() for part in ids.split(block)]
-            vectors = torch.cat(parts) if parts else torch.zeros(0, 1)
+            parts = torch.arange(2, self.catalog.size).split(block)
+            with evaluating(self):
+                found = [self.item_vectors(self._here(self.catalog.batch(part))).float().cpu() for part in parts]
+            vectors = torch.cat(found) if found else torch.zeros(0, 1)
             vectors = torch.cat([vectors.new_zeros(2, vectors.shape[1]), vectors])
-            self.train(was)
             if self.training:
                 return vectors
             self._cached = vectors
@@ -535,10 +534,10 @@ class Retriever(Recommends, Model):
         """User vectors ``[R, K, D]`` float32, computed once per Requests."""
         key = ("user_vectors", id(self))
         if key not in requests.memo or self.training:
-            was, _ = self.training, self.eval()
             parts = [requests.slice(i, i + 1024) for i in range(0, max(len(requests), 1), 1024)]
-            requests.memo[key] = torch.cat([self.user_vectors(self._here(part.batch)).float().cpu() for part in parts])
-            self.train(was)
+            with evaluating(self):
+                found = [self.user_vectors(self._here(part.batch)).float().cpu() for part in parts]
+            requests.memo[key] = torch.cat(found)
         return requests.memo[key]
 
     @torch.no_grad()

@@ -36,8 +36,7 @@ def best_of_all(
         part = requests.slice(start, min(start + size, len(requests)))
         score = scores(part).masked_fill(~allowed, -torch.inf)
         if exclude_seen:
-            offsets, seen = (torch.as_tensor(x).long() for x in part.seen)
-            score[torch.repeat_interleave(torch.arange(len(part)), offsets.diff()), seen] = -torch.inf
+            score[part.seen_pairs()] = -torch.inf
         best = score.topk(k)
         ids[start : start + len(part)], found[start : start + len(part)] = best.indices, best.values
     return ids, found

@@ -63,8 +63,7 @@ class Structured(Recommends):
             rows = slice(start, start + len(part))
             alive = allowed.repeat(len(part), 1)
             if exclude_seen:
-                offsets, seen = (torch.as_tensor(x).long() for x in part.seen)
-                alive[torch.repeat_interleave(torch.arange(len(part)), offsets.diff()), seen] = False
+                alive[part.seen_pairs()] = False
             items, found, counted[rows] = self.walk(part, k, alive)
             found, place = found.topk(min(k, found.shape[1]))
             ids[rows, : found.shape[1]], scores[rows, : found.shape[1]] = items.gather(1, place), found

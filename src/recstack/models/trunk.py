@@ -16,6 +16,7 @@ from recstack.models.base import Model
 from recstack.nn.experts import TaskTowers
 from recstack.nn.gates import ContentGates, Gates, utilisation
 from recstack.nn.mlp import Sides, flat
+from recstack.nn.modes import evaluating
 from recstack.schema import Schema
 
 Plus = Tensor | Mapping[str, Tensor] | None
@@ -165,11 +166,10 @@ class MultiTask(Model):
             numbers.append(getattr(gate, "numbers", None))
 
         hooks = [gate.register_forward_hook(keep) for gate in gates]
-        was, _ = self.training, self.eval()
         try:
-            self(batch)
+            with evaluating(self):
+                self(batch)
         finally:
-            self.train(was)
             for hook in hooks:
                 hook.remove()
         out: dict[str, Tensor] = {}

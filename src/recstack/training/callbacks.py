@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,20 @@ class Callback:
 
     def on_end(self, result: Any) -> None:
         """After the last step, however it ended."""
+
+
+class BetweenEpochs(Callback):
+    """Calls a function after each epoch but the last."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call, self.epochs = call, 0
+
+    def on_start(self, trainer: Any, batches: int | None) -> None:
+        self.epochs = trainer.epochs
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        if record["epoch"] < self.epochs:
+            self.call()
 
 
 class JSONL(Callback):

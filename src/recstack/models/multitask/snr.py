@@ -17,6 +17,7 @@ from recstack.models.base import Model
 from recstack.models.trunk import MultiTask
 from recstack.nn.dropout import Dropout
 from recstack.nn.experts import Experts
+from recstack.nn.modes import evaluating
 from recstack.nn.routing import Averaged, Connections, Pairs, Transformed, surviving
 from recstack.schema import Schema
 
@@ -80,10 +81,9 @@ class _SNR(MultiTask):
         """
         if self.bits is not None:
             raise ConfigError("Prune the model before its tables are quantised.")
-        was, _ = self.training, self.eval()
         levels: list[Connections] = list(self.connections)  # type: ignore[arg-type]
-        kept, live = surviving(levels)
-        self.train(was)
+        with evaluating(self):
+            kept, live = surviving(levels)
         renamed = tuple(tuple((live[l + 1].index(i), live[l].index(j)) for i, j in some) for l, some in enumerate(kept))
         counts = tuple(len(some) for some in live[:-1])
         new = type(self)(**{**self._arguments, "networks": counts, "connections": renamed})
@@ -96,7 +96,7 @@ class _SNR(MultiTask):
             state |= {f"connections.{l}.{n}": value for n, value in level.cut(kept[l], live[l + 1]).items()}
         new.load_state_dict(state)
         new.schema, new.fitted, new.profiles = self.schema, self.fitted, self.profiles
-        return new.to(value.device).train(was)
+        return new.to(value.device).train(self.training)
 
 
 class SNRTrans(_SNR):

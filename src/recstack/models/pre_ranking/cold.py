@@ -16,6 +16,7 @@ from recstack.errors import ConfigError, unknown
 from recstack.features import Heads
 from recstack.models.feature_groups import ReadsGroups, linear_log  # noqa: F401 (a part of the paper)
 from recstack.nn.mlp import MLP, flat, linear, split_linear
+from recstack.nn.modes import evaluating
 from recstack.schema import Schema
 
 
@@ -99,15 +100,14 @@ class COLD(ReadsGroups):
         if self.gate is None:
             raise ConfigError("This COLD was built with gates=False, so it weighs no group; ask the one with gates.")
         columns = self._encoded(rows)
-        was, _ = self.training, self.eval()
         total, count = torch.zeros(len(self.groups), dtype=torch.float64), 0
-        for start in range(0, columns.n_requests, batch_size):
-            batch = columns.batch(np.arange(start, min(start + batch_size, columns.n_requests)))
-            gates = self._gates(self._columns(batch))
-            live = gates[batch["@mask"]] if "@mask" in batch else gates.flatten(0, -2)
-            total += live.double().sum(0)
-            count += live.shape[0]
-        self.train(was)
+        with evaluating(self):
+            for start in range(0, columns.n_requests, batch_size):
+                batch = columns.batch(np.arange(start, min(start + batch_size, columns.n_requests)))
+                gates = self._gates(self._columns(batch))
+                live = gates[batch["@mask"]] if "@mask" in batch else gates.flatten(0, -2)
+                total += live.double().sum(0)
+                count += live.shape[0]
         mean = dict(zip(self.groups, (total / max(count, 1)).tolist(), strict=True))
         return dict(sorted(mean.items(), key=lambda pair: -pair[1]))
 

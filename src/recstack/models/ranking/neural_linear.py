@@ -16,6 +16,7 @@ from recstack.features import Heads, tasks
 from recstack.models.base import Model
 from recstack.models.trunk import Plus, Trunk
 from recstack.nn.mlp import MLP
+from recstack.nn.modes import evaluating
 from recstack.schema import Schema
 
 
@@ -159,7 +160,6 @@ class NeuralLinear(Model):
 
     def _vectors(self, batch: Mapping[str, Tensor]) -> Tensor:
         """z, float64 ``[R, L, width + 1]``, as in evaluation."""
-        was, _ = self.training, self.eval()
-        z = self.hidden(batch)[0].double()
-        self.train(was)
+        with evaluating(self):
+            z = self.hidden(batch)[0].double()
         return torch.cat([z, torch.ones_like(z[..., :1])], -1)

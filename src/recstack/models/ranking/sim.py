@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recstack.errors import unknown
 from recstack.features import Heads, Inputs, tasks
-from recstack.features.columns import moments
+from recstack.features.columns import moments, of_steps
 from recstack.features.inputs import Slots, column, padded
 from recstack.models.base import Model
 from recstack.nn.mlp import MLP
@@ -127,8 +127,7 @@ class SIM(Model):
     def matches(self, batch: Mapping[str, Tensor], h: History) -> Tensor:
         """Which steps share a value of the category with each candidate: bool ``[R, L, T]``."""
         name = h.of[-1]
-        steps, offsets = column(batch, f"{name}@{h.name}"), batch.get(f"{h.name}@offsets")
-        steps = steps if offsets is None else padded(steps, offsets)
+        steps = of_steps(batch, name, h.name)
         wanted, offsets = column(batch, name), batch.get(f"{name}@offsets")
         if is_multi(self.schema.feature(name)):
             if offsets is not None:

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from recstack.errors import ConfigError
 from recstack.kernels.paths import PathCounts, assign
@@ -18,6 +17,7 @@ from recstack.kernels.tree import balanced_order
 from recstack.models.next_item import NextItem
 from recstack.models.structure import Structured, factors
 from recstack.nn.mlp import MLP, linear
+from recstack.nn.paths import PathNetwork
 from recstack.nn.sequence.windows import Windows
 from recstack.schema import Schema
 
@@ -91,15 +91,11 @@ class DeepRetrieval(Structured, NextItem):
             )
         if nodes**depth >= 2**31 or nodes**depth < paths:
             raise ConfigError(f"{nodes} nodes in {depth} layers are {nodes**depth} paths; give {paths} to 2^31.")
-        self.depth, self.width, self.beam = depth, nodes, beam
-        self.penalty, self.decay, self.every = penalty, decay, nodes**depth
+        self.beam, self.penalty, self.decay, self.every = beam, penalty, decay, nodes**depth
         self.windows = Windows(windows)
         self.mlp = MLP(len(windows) * dim, hidden)
         self.state = linear(self.mlp.width, dim)
-        self.nodes = nn.Embedding(1 + (depth - 1) * nodes, dim, padding_idx=0)
-        nn.init.normal_(self.nodes.weight[1:], std=dim**-0.5)
-        self.layers = nn.ModuleList(MLP(dim * (d + 1), hidden) for d in range(depth))
-        self.heads = nn.ModuleList(linear(layer.width, nodes) for layer in self.layers)  # type: ignore[arg-type]
+        self.net = PathNetwork(dim, depth, nodes, hidden)
         size = schema.feature(schema.item).size  # type: ignore[arg-type, attr-defined]
         self.register_buffer("paths", self._spread(torch.arange(size).expand(paths, -1)))
         self._counts: PathCounts | None = None
@@ -128,9 +124,11 @@ class DeepRetrieval(Structured, NextItem):
 
     def fit(self, train: Any, valid: Any = None, *, callbacks: Sequence[Any] = (), **options: Any) -> Self:
         """As `Retriever.fit`; after each epoch but the last, items get new paths."""
+        from recstack.training.callbacks import BetweenEpochs
+
         self._counts = PathCounts(len(self.paths), self.every, COUNTED, self.decay)
         try:
-            return super().fit(train, valid, callbacks=[*callbacks, _after_epochs(self)], **options)
+            return super().fit(train, valid, callbacks=[*callbacks, BetweenEpochs(self.assign)], **options)
         finally:
             self._counts = None
 
@@ -157,43 +155,15 @@ class DeepRetrieval(Structured, NextItem):
     def item_loss(self, state: Tensor, ids: Tensor) -> Tensor:
         """That of the paths and the re-ranker's, of states ``[n, dim]`` that look for items ``[n]``."""
         if self.training and self._counts is not None and len(ids):
-            codes, chance = self.likeliest(state.detach(), COUNTED)
+            codes, chance = self.net.likeliest(state.detach(), COUNTED)
             self._counts.add(ids.cpu().numpy().astype("int64"), codes.cpu().numpy(), chance.exp().cpu().numpy())
-        found = torch.logsumexp(self.chances(state, self.paths[ids.long()]), -1)
+        found = torch.logsumexp(self.net(state, self.paths[ids.long()]), -1)
         return super().item_loss(state, ids) - found.sum() / max(len(ids), 1)
 
-    def chances(self, state: Tensor, paths: Tensor) -> Tensor:
-        r""":math:`\log P(c \mid x)` of given paths: ``[n, dim], [n, J] → [n, J]`` float32."""
-        total: Any = 0.0
-        for d in range(self.depth):
-            step = paths // self.width ** (self.depth - 1 - d)
-            logit = self._logits(d, state, step // self.width)
-            total = total + logit.log_softmax(-1).gather(-1, (step % self.width).unsqueeze(-1)).squeeze(-1)
-        return total
-
-    def _logits(self, d: int, state: Tensor, before: Tensor) -> Tensor:
-        """Of the nodes of layer d after paths of d nodes ``[n, J]``: ``[n, J, K]`` float32."""
-        if not d:
-            logit = self.heads[0](self.layers[0](state)).unsqueeze(1)
-            return logit.float().expand(-1, before.shape[1], -1)
-        nodes = [before // self.width ** (d - 1 - i) % self.width + 1 + i * self.width for i in range(d)]
-        x = F.embedding(torch.stack(nodes, -1), self.nodes.weight, padding_idx=0).flatten(-2)
-        return self.heads[d](self.layers[d]((state, x))).float()
-
     # -- the search ----------------------------------------------------------------------------------------------------
-    @torch.no_grad()
-    def likeliest(self, state: Tensor, beam: int) -> tuple[Tensor, Tensor]:
-        """Beam search: the likeliest paths of states ``[n, dim]``, best first, with the logarithm of their probability ``[n, B]``."""
-        codes, chance = state.new_zeros(len(state), 1, dtype=torch.int64), state.new_zeros(len(state), 1).float()
-        for d in range(self.depth):
-            chance = (chance.unsqueeze(-1) + self._logits(d, state, codes).log_softmax(-1)).flatten(1)
-            chance, at = chance.topk(min(beam, chance.shape[1]))
-            codes = codes.gather(1, at // self.width) * self.width + at % self.width
-        return codes, chance
-
     def walk(self, requests: Any, k: int, alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         users = self._users(requests)[:, 0]
-        codes, _ = self.likeliest(users, self.beam)
+        codes, _ = self.net.likeliest(users, self.beam)
         ends, items = self._sorted()
         first, stop = torch.searchsorted(ends, codes), torch.searchsorted(ends, codes, right=True)
         count = stop - first
@@ -206,8 +176,7 @@ class DeepRetrieval(Structured, NextItem):
         live = alive.gather(1, ids)
         live[:, 1:] &= ids[:, 1:] != ids[:, :-1]
         score = (self.catalog_vectors()[ids] @ users.unsqueeze(-1)).squeeze(-1).masked_fill(~live, -torch.inf)
-        asked = sum(min(self.beam, self.width**d) * self.width for d in range(self.depth))
-        return ids, score, live.sum(1) + asked
+        return ids, score, live.sum(1) + self.net.asked(self.beam)
 
     def _sorted(self) -> tuple[Tensor, Tensor]:
         """All ends of paths, ascending, and the item at each."""
@@ -219,20 +188,3 @@ class DeepRetrieval(Structured, NextItem):
     @torch.no_grad()
     def every_score(self, requests: Any) -> Tensor:
         return self._users(requests)[:, 0] @ self.catalog_vectors().T
-
-
-def _after_epochs(model: DeepRetrieval) -> Any:
-    """Tells a model to assign paths, after each epoch but the last."""
-    from recstack.training.callbacks import Callback
-
-    class AfterEpochs(Callback):
-        epochs = 0
-
-        def on_start(self, trainer: Any, batches: int | None) -> None:
-            self.epochs = trainer.epochs
-
-        def on_epoch(self, record: dict[str, Any]) -> None:
-            if record["epoch"] < self.epochs:
-                model.assign()
-
-    return AfterEpochs()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from recstack import losses
 from recstack.errors import ConfigError, SchemaError, TrainingError
 from recstack.features import Inputs
-from recstack.features.columns import column, padded
+from recstack.features.columns import column, of_steps
 from recstack.features.tables import Ask, check_ids
 from recstack.features.tasks import target
 from recstack.models.base import Retriever
@@ -146,7 +146,7 @@ class DropoutNet(Retriever):
         parts = [preferences, *self._content(batch, *self.USER)]
         for h, name in self.steps:
             table, key = self.schema.feature(name).table_name, f"{name}@{h.name}"  # type: ignore[attr-defined]
-            ids = self._steps(batch, h, name)
+            ids = of_steps(batch, name, h.name)
             vectors = self.inputs.tables.gather([Ask(table, ids, column=key)])[0]  # type: ignore[union-attr]
             live = (ids > 0).flatten(1).sum(1, keepdim=True)  # of several values a step, each counts
             parts.append(vectors.flatten(1, -2).sum(1) / live.clamp(min=1))
@@ -164,13 +164,9 @@ class DropoutNet(Retriever):
         check_ids(ids, key, len(table))
         return F.embedding(ids, table)
 
-    def _steps(self, batch: Batch, h: History, name: str) -> Tensor:
-        ids, offsets = column(batch, f"{name}@{h.name}"), batch.get(f"{h.name}@offsets")
-        return ids if offsets is None else padded(ids, offsets)
-
     def _mean_of_history(self, batch: Batch) -> Tensor:
         """The mean of V over the items of the user's histories ``[R, dim]``; zeros where there are none."""
-        ids = [self._steps(batch, h, self.item) for h in self.schema.histories if self.item in h.of]
+        ids = [of_steps(batch, self.item, h.name) for h in self.schema.histories if self.item in h.of]
         if not ids:
             return self.users.new_zeros(column(batch, self.user).shape[0], self.users.shape[1])
         vectors = F.embedding(torch.cat(ids, 1), self.items)

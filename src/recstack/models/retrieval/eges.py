@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from recstack.errors import ConfigError, SchemaError, unknown
+from recstack.kernels.cooccurrence import transitions
 from recstack.kernels.topk import Sparse, offsets_of
 from recstack.kernels.walks import walks
 from recstack.models.counting import item_values, sessions
@@ -19,20 +20,6 @@ from recstack.schema import Feature, Schema, is_derived, is_embedded
 
 if TYPE_CHECKING:
     from recstack.data import Columns
-
-
-def transitions(visits: Sparse) -> Sparse:
-    """How often each item came directly after each other one: [N, N], columns ascending, weights float32.
-
-    >>> transitions(Sparse(np.array([0, 3, 5]), np.array([2, 4, 2, 2, 4], np.int32), 5)).values
-    array([2., 1.], dtype=float32)
-    """
-    one, other = visits.columns[:-1].astype(np.int64), visits.columns[1:]
-    inside = np.diff(visits.rows) == 0
-    key, count = np.unique((one * visits.width + other)[inside & (one != other)], return_counts=True)
-    row, column = np.divmod(key, visits.width)
-    offsets = offsets_of(np.bincount(row, minlength=visits.width))
-    return Sparse(offsets, column.astype(np.int32), visits.width, count.astype(np.float32))
 
 
 class BGE(ItemVectors):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recstack.errors import ConfigError
 from recstack.features import Inputs, tasks
-from recstack.features.columns import column, padded
+from recstack.features.columns import column, of_steps
 from recstack.models.base import Retriever
 from recstack.models.scored import best_of_all
 from recstack.nn.local import LocalMLP
@@ -96,9 +96,9 @@ class MeLU(Retriever):
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """``[R, 1, W]``: what the user is, and their weights; an inner product with an item says nothing."""
-        first = self._steps(batch, self.history.of[0])
+        first = of_steps(batch, self.history.of[0], self.history.name)
         live = first > 0 if first.dim() == 2 else (first > 0).any(-1)
-        x = self.inputs({name: self._steps(batch, name) for name in self.of_item}, "item").flat()
+        x = self.inputs({name: of_steps(batch, name, self.history.name) for name in self.of_item}, "item").flat()
         user = x.new_zeros(x.shape[0], 0)
         if self.user_width:
             user = self.inputs(batch, "user", "context", "domain").flat()
@@ -117,12 +117,6 @@ class MeLU(Retriever):
     @staticmethod
     def _pairs(user: Tensor, items: Tensor) -> Tensor:
         return torch.cat([user.unsqueeze(1).expand(-1, items.shape[1], -1).to(items.dtype), items], -1)
-
-    def _steps(self, batch: Batch, name: str) -> Tensor:
-        """Values of a history's steps ``[R, T]``, or ``[R, T, K]``, 0 where nothing is."""
-        ids = column(batch, f"{name}@{self.history.name}")
-        offsets = batch.get(f"{self.history.name}@offsets")
-        return ids if offsets is None else padded(ids, offsets)
 
     def training_columns(self, train: Any) -> Any:
         return train.select(np.flatnonzero(train.newer() < self.queries))

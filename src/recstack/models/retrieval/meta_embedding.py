@@ -19,6 +19,7 @@ from recstack.features import Inputs
 from recstack.features.columns import column
 from recstack.models.base import Retriever
 from recstack.nn.mlp import MLP
+from recstack.nn.modes import evaluating, fixed
 from recstack.schema import Schema
 
 if TYPE_CHECKING:
@@ -199,26 +200,12 @@ class MetaEmbedding(Retriever):
     def generate(self, block: int = 65536) -> int:
         """Write the generated embedding of every item of the catalogue that training has not met; how many they are."""
         ids = self.catalog.ids[~self.met.cpu().numpy()[self.catalog.ids]]
-        was, _ = self.training, self.eval()
-        for part in torch.from_numpy(ids).split(block):
-            vectors = self.generated(self._here(self.catalog.batch(part)))
-            self.base.inputs.tables.load(self.table, part.to(vectors.device), vectors)
-        self.train(was)
+        with evaluating(self):
+            for part in torch.from_numpy(ids).split(block):
+                vectors = self.generated(self._here(self.catalog.batch(part)))
+                self.base.inputs.tables.load(self.table, part.to(vectors.device), vectors)
         self._cached = None
         return len(ids)
-
-
-@contextmanager
-def fixed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no gradients to the parameters."""
-    live, was = [p for p in model.parameters() if p.requires_grad], model.training
-    model.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in live:
-            p.requires_grad_(True)
-        model.train(was)
 
 
 @contextmanager

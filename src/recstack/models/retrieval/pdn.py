@@ -15,14 +15,15 @@ from torch import Tensor
 
 from recstack.errors import ConfigError
 from recstack.features import Inputs, tasks
-from recstack.features.inputs import column
+from recstack.features.columns import column
 from recstack.kernels.cooccurrence import co_counts
+from recstack.losses import rate_logit
 from recstack.models.base import Retriever
 from recstack.models.counting import user_items, value_table
 from recstack.models.scored import best_of_all
+from recstack.nn.graph.edges import ItemEdges
 from recstack.nn.mlp import MLP, linear
 from recstack.nn.sequence.attention import Positions, age
-from recstack.nn.sized import Sized
 from recstack.schema import Categorical, Schema
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ BLOCK = 1 << 16  # edges that are worked on at once
 START = -2.0  # s of an edge before training
 
 
-class PDN(Sized, Retriever):
+class PDN(Retriever):
     r"""Paths of two hops, user → item of the history → item, and one direct way; each may bring the click about.
 
     .. math:: p(u, i) = 1 - e^{-y_{ui}}, \qquad y_{ui} = \mathrm{softplus}\big(\langle f(u), g(i) \rangle\big)
@@ -73,12 +74,8 @@ class PDN(Sized, Retriever):
     torch.Size([3, 5])
     """
 
-    sized: ClassVar[tuple[str, ...]] = ("edges", "clues")
     needs: ClassVar[tuple[str, ...]] = ("user", "history", "item")
     trainer: ClassVar[dict[str, Any]] = {"optimizer": "adam", "lr": 1e-3, "batch_size": 256}
-
-    edges: Tensor  # j · N + i, ascending; one more at the end that no pair has
-    clues: Tensor  # c of each
 
     def __init__(
         self,
@@ -115,8 +112,7 @@ class PDN(Sized, Retriever):
         torch.nn.init.constant_(self.sim_out.bias, START)  # many paths lead to an item: each begins as a little
         self.bias_inputs = Inputs(Schema([schema.feature(n) for n in bias]), dim, std=0.02) if bias else None
         self.bias_net = None if self.bias_inputs is None else MLP(self.bias_inputs.width(), (*path_hidden, 1))
-        self.register_buffer("edges", torch.tensor([self.size**2]))
-        self.register_buffer("clues", torch.zeros(1, clues))
+        self.edges = ItemEdges(self.size, clues)
         self._walked: tuple[Tensor, Tensor, Tensor] | None = None
 
     # -- the parts of y ------------------------------------------------------------------------------------------------
@@ -139,12 +135,6 @@ class PDN(Sized, Retriever):
         )
         return ids, live, x, t.squeeze(-1)
 
-    def _found(self, ids: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """The place of each edge from ids ``[R, T]`` to items ``[R, L]``, and whether there is one: ``[R, T, L]``."""
-        asked = ids.long().unsqueeze(-1) * self.size + items.long().unsqueeze(-2)
-        place = torch.searchsorted(self.edges, asked)
-        return place, self.edges[place] == asked
-
     def _similar(self, trigger: Tensor, item: Tensor, clues: Tensor) -> Tensor:
         """s of pairs, from the two sides' parts of the first layer."""
         return self.sim_out(self.sim_net(F.relu(trigger + item + self.of_clues(clues)))).squeeze(-1)
@@ -153,10 +143,10 @@ class PDN(Sized, Retriever):
         """y ``[R, L]``, float32."""
         slots = self.inputs(batch, "item")
         ids, live, x, t = self.begun(batch)
-        place, there = self._found(ids, column(batch, self.schema.item))  # type: ignore[arg-type]
+        place, there = self.edges.find(ids, column(batch, self.schema.item))  # type: ignore[arg-type]
         item = slots.flat("item")
         users, items = self.user_vectors(batch), self.item_out(self.item_tower(item))
-        s = self._similar(self.of_trigger(x).unsqueeze(-2), self.of_item(item).unsqueeze(-3), self.clues[place])
+        s = self._similar(self.of_trigger(x).unsqueeze(-2), self.of_item(item).unsqueeze(-3), self.edges.clues[place])
         with torch.autocast(users.device.type, enabled=False):
             y = F.softplus((users.float() * items.float()).sum(-1))
             y = y + (F.softplus(t.float().unsqueeze(-1) + s.float()) * (there & live.unsqueeze(-1))).sum(-2)
@@ -172,7 +162,7 @@ class PDN(Sized, Retriever):
         return tasks.losses(self._logits(self.strength(batch, bias=True)), batch, self.schema)
 
     def _logits(self, y: Tensor) -> dict[str, Tensor]:
-        score = odds(y)
+        score = rate_logit(y)
         return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
 
     # -- the edges -----------------------------------------------------------------------------------------------------
@@ -180,21 +170,18 @@ class PDN(Sized, Retriever):
         """Take the edges from the interactions of `train`; `fit` does so."""
         users = user_items(train)
         near = co_counts(users, np.ones(users.height), k=self.neighbours)
-        key = near.rows * self.size + near.columns
-        order = np.argsort(key)
-        source, target = near.rows[order], near.columns[order].astype(np.int64)
-        cosine, met = near.values[order], np.bincount(users.columns, minlength=users.width)  # type: ignore[index]
-        clues = np.zeros((len(key) + 1, 2 + len(self.alike)), np.float32)
-        clues[:-1, 0] = cosine
-        clues[:-1, 1] = np.log1p(cosine * np.sqrt(met[source] * met[target]))
+        source, target = near.rows, near.columns.astype(np.int64)
+        cosine, met = near.values, np.bincount(users.columns, minlength=users.width)
+        clues = np.zeros((len(source), 2 + len(self.alike)), np.float32)
+        clues[:, 0] = cosine
+        clues[:, 1] = np.log1p(cosine * np.sqrt(met[source] * met[target]))  # type: ignore[operator]
         for f, feature in enumerate(self.alike):
             values = value_table(self.catalog, feature)
-            for at in range(0, len(key), BLOCK):
+            for at in range(0, len(source), BLOCK):
                 one, other = values[source[at : at + BLOCK], :, None], values[target[at : at + BLOCK], None, :]
                 clues[at : at + len(one), 2 + f] = ((one == other) & (one > 0)).any((1, 2))
-        where = self.edges.device
-        self.edges = torch.from_numpy(np.append(key[order], self.size**2)).to(where)
-        self.clues, self._walked = torch.from_numpy(clues).to(where), None
+        self.edges.connect(*(torch.from_numpy(x) for x in (source, target, clues)))
+        self._walked = None
 
     @torch.no_grad()
     def walked(self) -> tuple[Tensor, Tensor]:
@@ -208,12 +195,9 @@ class PDN(Sized, Retriever):
                 trigger.append(self.of_trigger(torch.cat([slots[name] for name in self.history.of], -1)))
                 item.append(self.of_item(slots.flat("item")))
             whole = [F.pad(torch.cat(side), (0, 0, 2, 0)) for side in (trigger, item)]
-            s = [
-                self._similar(whole[0][key // self.size], whole[1][key % self.size], clues).float().cpu()
-                for key, clues in zip(self.edges[:-1].split(BLOCK), self.clues[:-1].split(BLOCK), strict=True)
-            ]
-            starts = torch.searchsorted(self.edges.cpu(), torch.arange(self.size + 1) * self.size)
-            self._walked = vectors, starts, torch.cat([*s, torch.zeros(1)])
+            ends = (x.split(BLOCK) for x in (self.edges.sources, self.edges.targets, self.edges.clues[:-1]))
+            s = [self._similar(whole[0][j], whole[1][i], c).float().cpu() for j, i, c in zip(*ends, strict=True)]
+            self._walked = vectors, self.edges.starts().cpu(), torch.cat([*s, torch.zeros(1)])
         return self._walked[1:]
 
     # -- answers -------------------------------------------------------------------------------------------------------
@@ -231,9 +215,9 @@ class PDN(Sized, Retriever):
         path = torch.repeat_interleave(starts[begin] - (count.cumsum(0) - count), count) + torch.arange(
             int(count.sum())
         )
-        place = torch.repeat_interleave(row, count) * self.size + self.edges.cpu()[path] % self.size
+        place = torch.repeat_interleave(row, count) * self.size + self.edges.targets.cpu()[path]
         y.view(-1).index_add_(0, place, F.softplus(torch.repeat_interleave(t[live].float(), count) + s[path]))
-        return odds(y)
+        return rate_logit(y)
 
     @torch.no_grad()
     def pair_scores(self, requests: Requests, ids: Tensor) -> Tensor:
@@ -241,16 +225,6 @@ class PDN(Sized, Retriever):
         s = self.walked()[1]
         y = F.softplus(torch.einsum("rd,rkd->rk", self._users(requests)[:, 0], self.catalog_vectors()[ids]))
         begun, live, _, t = self.begun(self._here(requests.batch))
-        place, there = (x.cpu() for x in self._found(begun, ids.to(begun.device)))
+        place, there = (x.cpu() for x in self.edges.find(begun, ids.to(begun.device)))
         paths = F.softplus(t.float().cpu().unsqueeze(-1) + s[place]) * (there & live.cpu().unsqueeze(-1))
-        return odds(y + paths.sum(-2))
-
-
-def odds(y: Tensor) -> Tensor:
-    """The logit of 1 - exp(-y), from y > 0.
-
-    >>> odds(torch.tensor(2.0).log())  # p = 1/2
-    tensor(0.)
-    """
-    y = y.clamp(min=1e-30)
-    return y + torch.log(-torch.expm1(-y))
+        return rate_logit(y + paths.sum(-2))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from recstack.errors import ConfigError, TrainingError
 from recstack.features import tasks
-from recstack.features.columns import column, padded
+from recstack.features.columns import column, of_steps
 from recstack.features.tables import check_ids
 from recstack.kernels.cooccurrence import transpose
 from recstack.kernels.topk import Sparse
@@ -194,8 +194,7 @@ class PinSage(Sized, Retriever):
 
     def _steps(self, batch: Batch) -> Tensor:
         """Item ids of the history ``[R, T]``, oldest first, left aligned."""
-        ids, offsets = column(batch, f"{self.item}@{self.history.name}"), batch.get(f"{self.history.name}@offsets")
-        return self._checked(ids if offsets is None else padded(ids, offsets))
+        return self._checked(of_steps(batch, self.item, self.history.name))  # type: ignore[arg-type]
 
     def _checked(self, ids: Tensor) -> Tensor:
         check_ids(ids, self.item, self.own.num_embeddings)  # type: ignore[arg-type]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,15 +15,15 @@ from torch import Tensor, nn
 from recstack import losses
 from recstack.errors import ConfigError, SchemaError, TrainingError, unknown
 from recstack.features import tasks
-from recstack.features.columns import column, padded
+from recstack.features.columns import column, of_steps
 from recstack.features.tables import check_ids
 from recstack.models.base import Retriever
 from recstack.models.counting import value_table
 from recstack.models.scored import best_of_all, chosen_only
 from recstack.nn.dropout import Dropout
 from recstack.nn.mlp import MLP, linear
-from recstack.nn.sequence.relations import RelationPooling
-from recstack.nn.sized import Sized
+from recstack.nn.modes import evaluating
+from recstack.nn.sequence.relations import RelationPooling, SharedValues
 from recstack.schema import Categorical, Schema
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ Batch = Mapping[str, Tensor]
 CELLS = 1 << 23  # numbers of the second attention that are held at once, where all items are scored
 
 
-class RCF(Sized, Retriever):
+class RCF(Retriever):
     r"""A user is what they are and, for each relation, the items of their history that have it with the target.
 
     .. math:: s(u, i) = \mathrm{MLP}\Big(\big(p_u + \sum_t \alpha_t \sum_{j \in I_{ui}^t} \beta_j q_j\big) \odot q_i\Big), \qquad
@@ -76,13 +75,8 @@ class RCF(Sized, Retriever):
     torch.Size([3, 5])
     """
 
-    sized: ClassVar[tuple[str, ...]] = ("values", "members")
     needs: ClassVar[tuple[str, ...]] = ("user", "history", "item")
     trainer: ClassVar[dict[str, Any]] = {"optimizer": "adagrad", "lr": 0.05, "batch_size": 512, "negatives": 1}
-
-    values: Tensor  # of each item, for each type: rows of `of_values`, 0 behind the last: [N, types, V]
-    members: Tensor  # the items of each value, value by value
-    starts: Tensor  # where they begin
 
     def __init__(
         self,
@@ -111,17 +105,18 @@ class RCF(Sized, Retriever):
         self.types = list(able.values()) if features is None else [able[name] for name in features]
         self.relation_weight = relation_weight
         sizes = [schema.feature(name).size for name in (self.user, self.item)]  # type: ignore[attr-defined]
-        self.size, rows = sizes[1], 1 + sum(f.size for f in self.types)  # type: ignore[misc]
-        self.users, self.items, self.of_values = (nn.Embedding(n, dim, padding_idx=0) for n in (*sizes, rows))  # type: ignore[arg-type]
+        self.size = sizes[1]
+        self.shared = SharedValues(self.size, [f.size for f in self.types])  # type: ignore[arg-type, misc]
+        self.users, self.items, self.of_values = (
+            nn.Embedding(n, dim, padding_idx=0)
+            for n in (*sizes, self.shared.rows)  # type: ignore[arg-type]
+        )
         for table in (self.users, self.items, self.of_values):
             nn.init.normal_(table.weight[1:], std=0.05)
         nn.init.zeros_(self.users.weight[:2])  # padding, and who is not known
         self.relation = RelationPooling(dim, len(self.types), attention, smoothing)
         self.dropout, self.mlp = Dropout(dropout), MLP(dim, hidden, dropout=dropout)
         self.out = linear(self.mlp.width, 1, bias=False)  # BPR would not see one
-        self.register_buffer("values", torch.zeros(self.size, len(self.types), 0, dtype=torch.int64))
-        self.register_buffer("members", torch.zeros(0, dtype=torch.int64))
-        self.register_buffer("starts", torch.zeros(rows + 1, dtype=torch.int64))
 
     # -- the score -----------------------------------------------------------------------------------------------------
     def user_vectors(self, batch: Batch) -> Tensor:
@@ -140,20 +135,14 @@ class RCF(Sized, Retriever):
     def _steps(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The items of the history ``[R, T]`` and which of them count: each once."""
         key = f"{self.item}@{self.history.name}"
-        ids, offsets = column(batch, key), batch.get(f"{self.history.name}@offsets")
-        ids = self._ids({key: ids if offsets is None else padded(ids, offsets)}, key, self.items)
+        ids = self._ids({key: of_steps(batch, self.item, self.history.name)}, key, self.items)
         return ids, (ids > 0) & ~(ids.unsqueeze(-1) == ids.unsqueeze(-2)).triu(1).any(-1)
-
-    def shared(self, steps: Tensor, targets: Tensor) -> Tensor:
-        """Which values of targets ``[R, L]`` the steps ``[R, T]`` have: bool ``[R, L, T, types, V]``."""
-        own, others = self.values[targets].unsqueeze(2), self.values[steps].unsqueeze(1)  # [R, L or T, types, V]
-        return ((own.unsqueeze(-1) == others.unsqueeze(-2)) & (own > 0).unsqueeze(-1)).any(-1)
 
     def score_items(self, user: Tensor, steps: Tensor, live: Tensor, targets: Tensor) -> Tensor:
         """Float32 ``[R, L]``, of users ``[R, D]``."""
         target, q = F.embedding(targets, self.items.weight), F.embedding(steps, self.items.weight)
-        values = F.embedding(self.values[targets], self.of_values.weight)
-        said = self.relation(user, target, q, live, self.shared(steps, targets), values)
+        values = F.embedding(self.shared.of_items[targets], self.of_values.weight)
+        said = self.relation(user, target, q, live, self.shared.same(steps, targets), values)
         return self.out(self.mlp(self.dropout((user.unsqueeze(-2) + said) * target))).squeeze(-1).float()
 
     def _score(self, batch: Batch) -> Tensor:
@@ -167,26 +156,14 @@ class RCF(Sized, Retriever):
     # -- training ------------------------------------------------------------------------------------------------------
     def prepare(self, train: Columns) -> None:
         """Read the relations from the catalogue; `fit` does so."""
-        found = [value_table(self.catalog, f) for f in self.types]
-        first = 1 + np.cumsum([0, *(f.size for f in self.types)])  # type: ignore[list-item]
-        width = max((len(table[0]) for table in found), default=0)
-        values = np.zeros((self.size, len(found), width), np.int64)
-        for t, table in enumerate(found):
-            values[:, t, : table.shape[1]] = np.where(table > 0, table + first[t], 0)
-        item, value = np.nonzero(values)[0], values[values > 0]
-        starts = np.concatenate([[0], np.bincount(value, minlength=len(self.starts) - 1).cumsum()])
-        for name, array in (
-            ("values", values),
-            ("members", item[np.argsort(value, kind="stable")]),
-            ("starts", starts),
-        ):
-            setattr(self, name, torch.from_numpy(array).to(self.values.device))
+        tables = (torch.from_numpy(value_table(self.catalog, f)) for f in self.types)
+        self.shared.read([table.to(self.shared.members) for table in tables])
 
     def training_columns(self, train: Columns) -> Columns:
         return chosen_only(train)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        if self.types and not len(self.members):
+        if self.types and not len(self.shared.members):
             raise TrainingError(
                 "RCF has no relations. Use model.fit(train), or model.prepare(columns) before a Trainer."
             )
@@ -198,21 +175,12 @@ class RCF(Sized, Retriever):
 
     def relations(self, items: Tensor) -> Tensor:
         """How badly related items are told from others: a sum over types of means over items ``[n]``; drawn anew each time."""
-        n, values = len(items), self.values[items]  # [n, types, V]
-        if not values.numel():
+        if not len(self.shared.members):
             return self.relation.of_types.new_zeros(())
-        chance = torch.rand(values.shape, device=items.device).masked_fill(values == 0, -1.0)
-        value = values.take_along_dim(chance.argmax(-1, keepdim=True), -1)[..., 0]  # [n, types]
-        count = self.starts[value + 1] - self.starts[value]
-        place = self.starts[value] + (torch.rand(value.shape, device=items.device) * count).long()
-        related = self.members[place.clamp(max=len(self.members) - 1)]
-        other = torch.randint(2, self.size, value.shape, device=items.device)
-        kind = torch.arange(value.shape[1], device=items.device)
-        live = (value > 0) & (related != items[:, None])
-        live &= (self.values[other, kind] != value.unsqueeze(-1)).all(-1)
+        value, related, other, live = self.shared.draw(items)
         r = (self.relation.of_types[1:] + F.embedding(value, self.of_values.weight)).float()
         q, one, two = (F.embedding(i, self.items.weight).float() for i in (items[:, None], related, other))
-        return (F.softplus((q * r * (two - one)).sum(-1)) * live).sum() / max(n, 1)
+        return (F.softplus((q * r * (two - one)).sum(-1)) * live).sum() / max(len(items), 1)
 
     # -- every item is scored ------------------------------------------------------------------------------------------
     def search(self, requests: Requests, k: int, exclude_seen: bool, allowed: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,11 +192,10 @@ class RCF(Sized, Retriever):
     @torch.no_grad()
     def pair_scores(self, requests: Requests, ids: Tensor) -> Tensor:
         """ids ``[R, K]`` → float32 ``[R, K]``"""
-        was, _ = self.training, self.eval()
         batch = self._here(requests.batch)
         user, (steps, live) = self.user_vectors(batch).squeeze(-2), self._steps(batch)
         size = max(1, CELLS // max(1, steps.numel() * self.relation.step_out.numel()))
         parts = ids.to(user.device).split(size, 1)
-        found = [self.score_items(user, steps, live, part).cpu() for part in parts]
-        self.train(was)
+        with evaluating(self):
+            found = [self.score_items(user, steps, live, part).cpu() for part in parts]
         return torch.cat(found, 1)

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from recstack.errors import ConfigError, DataError, TrainingError
 from recstack.features import tasks
-from recstack.features.columns import column, padded
+from recstack.features.columns import column, of_steps
 from recstack.features.tables import check_ids
 from recstack.models.base import Retriever
 from recstack.models.item_vectors import content_vectors
 from recstack.models.next_item import covering, sought
+from recstack.nn.modes import evaluating
 from recstack.nn.quantizer import ResidualAutoencoder, ResidualQuantizer
 from recstack.nn.sequence.codes import CodeTransformer
 from recstack.nn.trie import Trie, kept_apart
@@ -122,8 +123,7 @@ class TIGER(Retriever):
     def read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """What the decoder reads ``[R, 1 + T · C, D]``, which of it is live, and the item ids of the history ``[R, T]``."""
         key = f"{self.schema.item}@{self.history.name}"
-        ids, offsets = column(batch, key), batch.get(f"{self.history.name}@offsets")
-        ids = (ids if offsets is None else padded(ids, offsets)).long()
+        ids = of_steps(batch, self.schema.item, self.history.name).long()  # type: ignore[arg-type]
         check_ids(ids, key, self.size)
         return *self.net.read(self.item_codes[ids], ids > 0), ids
 
@@ -201,16 +201,13 @@ class TIGER(Retriever):
     @torch.no_grad()
     def search(self, requests: Requests, k: int, exclude_seen: bool, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """Beam search over the codes of allowed items; nothing that is allowed is lost for want of a beam."""
-        was, _ = self.training, self.eval()
         trie = Trie(self.item_codes.cpu(), allowed, self.codes)
         longest = int(np.diff(requests.seen[0]).max(initial=0)) if exclude_seen else 0
         width = max(1, min(max(self.beam, k + longest), len(trie.items)))
         size = max(1, CELLS // (width * self.codes))
-        found = [
-            self._beams(requests.slice(i, i + size), trie, width, k, exclude_seen)
-            for i in range(0, len(requests), size)
-        ]
-        self.train(was)
+        parts = [requests.slice(i, i + size) for i in range(0, len(requests), size)]
+        with evaluating(self):
+            found = [self._beams(part, trie, width, k, exclude_seen) for part in parts]
         if not found:
             return torch.zeros(0, k, dtype=torch.int64), torch.zeros(0, k)
         return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
@@ -225,19 +222,17 @@ class TIGER(Retriever):
 
         seen = None
         if exclude_seen:
-            offsets, items = (torch.as_tensor(x).long() for x in requests.seen)
             seen = torch.zeros(len(requests), self.size, dtype=torch.bool)
-            seen[torch.repeat_interleave(torch.arange(len(requests)), offsets.diff()), items] = True
+            seen[requests.seen_pairs()] = True
         return trie.search(next_code, len(requests), width, k, seen)
 
     @torch.no_grad()
     def pair_scores(self, requests: Requests, ids: Tensor) -> Tensor:
         """s of given items: ids ``[R, K]`` → float32 ``[R, K]``."""
-        was, _ = self.training, self.eval()
         size, found = max(1, CELLS // max(ids.shape[1] * self.codes * self.length, 1)), []
-        for start in range(0, len(requests), size):
-            memory, live, _ = self.read(self._here(requests.slice(start, start + size).batch))
-            items = ids[start : start + size].to(memory.device)
-            found.append(self._score(items, memory, live).cpu())
-        self.train(was)
+        with evaluating(self):
+            for start in range(0, len(requests), size):
+                memory, live, _ = self.read(self._here(requests.slice(start, start + size).batch))
+                items = ids[start : start + size].to(memory.device)
+                found.append(self._score(items, memory, live).cpu())
         return torch.cat(found) if found else torch.zeros(ids.shape)

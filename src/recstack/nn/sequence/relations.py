@@ -1,12 +1,68 @@
-"""RCF's two attentions: over kinds of relations, and over the steps that have each with the target."""
+"""RCF's relations: which values items share, and two attentions, over kinds of relations and over the steps that have each."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack.nn.mlp import linear
+from recstack.nn.sized import Sized
+
+
+class SharedValues(Sized):
+    """The values of items, kind by kind, as numbers from 1: whose are shared, and which other items have them.
+
+    Args:
+        size: N, one more than the largest id.
+        sizes: of the vocabulary of each kind.
+    """
+
+    sized: ClassVar[tuple[str, ...]] = ("of_items", "members")
+
+    of_items: Tensor  # of each item, 0 behind the last: int64 [N, kinds, V]
+    members: Tensor  # the items of each value, value by value
+    starts: Tensor  # where they begin
+
+    def __init__(self, size: int, sizes: Sequence[int]):
+        super().__init__()
+        self.first = [1 + sum(sizes[:t]) for t in range(len(sizes))]
+        self.rows = 1 + sum(sizes)  # of a table of all values
+        self.register_buffer("of_items", torch.zeros(size, len(sizes), 0, dtype=torch.int64))
+        self.register_buffer("members", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("starts", torch.zeros(self.rows + 1, dtype=torch.int64))
+
+    def read(self, tables: Sequence[Tensor]) -> None:
+        """The ids of each kind, 0 where nothing is: ``[N, V of the kind]``."""
+        width = max((table.shape[1] for table in tables), default=0)
+        values = self.of_items.new_zeros(len(self.of_items), len(tables), width)
+        for t, table in enumerate(tables):
+            values[:, t, : table.shape[1]] = torch.where(table > 0, table + self.first[t], 0)
+        item, value = values.nonzero()[:, 0], values[values > 0]
+        self.of_items, self.members = values, item[value.argsort(stable=True)]
+        self.starts = F.pad(value.bincount(minlength=self.rows).cumsum(0), (1, 0))
+
+    def same(self, steps: Tensor, targets: Tensor) -> Tensor:
+        """Which values of targets ``[R, L]`` the steps ``[R, T]`` have: bool ``[R, L, T, kinds, V]``."""
+        own, others = self.of_items[targets].unsqueeze(2), self.of_items[steps].unsqueeze(1)  # [R, L or T, kinds, V]
+        return ((own.unsqueeze(-1) == others.unsqueeze(-2)) & (own > 0).unsqueeze(-1)).any(-1)
+
+    def draw(self, items: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For items ``[n]`` and each kind: one of their values, an item that has it, an item drawn uniformly, ``[n, kinds]``
+        each, and whether the first is another one that shares it and the second does not have it."""
+        values = self.of_items[items]
+        chance = torch.rand(values.shape, device=items.device).masked_fill(values == 0, -1.0)
+        value = values.take_along_dim(chance.argmax(-1, keepdim=True), -1)[..., 0]
+        count = self.starts[value + 1] - self.starts[value]
+        place = self.starts[value] + (torch.rand(value.shape, device=items.device) * count).long()
+        related = self.members[place.clamp(max=len(self.members) - 1)]
+        other = torch.randint(2, len(self.of_items), value.shape, device=items.device)
+        kind = torch.arange(value.shape[1], device=items.device)
+        live = (value > 0) & (related != items[:, None])
+        return value, related, other, live & (self.of_items[other, kind] != value.unsqueeze(-1)).all(-1)
 
 
 class RelationPooling(nn.Module):
