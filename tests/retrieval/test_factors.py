@@ -248,9 +248,9 @@ def test_camps_are_found(kind):
         "EASE": lambda: rs.retrieval.EASE(l2=5.0),
         "SLIM": lambda: rs.retrieval.SLIM(l1=0.1, l2=1.0),
         "BPR": lambda: rs.retrieval.BPR(schema, dim=8, epochs=60),
-        "BPR by a Trainer": lambda: rs.retrieval.BPR(schema, dim=8, l2=0.001),
+        "BPR by a Trainer": lambda: rs.retrieval.BPR(schema, dim=8),
     }[kind]()
-    by_trainer = {"epochs": 30, "lr": 0.02, "batch_size": 64, "progress": False}
+    by_trainer = {"epochs": 20, "lr": 0.02, "batch_size": 64, "progress": False}
     model.fit(log, **by_trainer if kind == "BPR by a Trainer" else {})
     users = sorted(set(log.events["user"].to_list()))
     found = model.recommend(users, 3)

@@ -205,6 +205,11 @@ def lifted(plus: Tensor, task: Task) -> Tensor:
     return plus.unsqueeze(-1) * torch.linspace(-0.5, 0.5, n, dtype=plus.dtype, device=plus.device)
 
 
+def of_score(score: Tensor, schema: Schema) -> dict[str, Tensor]:
+    """One score as the logit of every task, ``{task: [R, L]}``; as "score" where the schema has none."""
+    return {t.name: lifted(score, t) for t in schema.tasks} or {"score": score}
+
+
 def link(logit: Tensor, task: Task) -> Tensor:
     """From a task's logits to what people read: a probability, class probabilities, or a value.
 

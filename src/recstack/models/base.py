@@ -471,7 +471,7 @@ class Retriever(Recommends, Model):
         users, vectors = self.user_vectors(batch), self.candidate_vectors(batch)
         with torch.autocast(users.device.type, enabled=False):
             score = torch.einsum("rkd,rld->rlk", users.float(), vectors.float()).amax(-1)
-        return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
+        return tasks.of_score(score, self.schema)
 
     def candidate_vectors(self, batch: Batch) -> Tensor:
         """The item vectors of a batch's candidates, ``[R, L, D]``."""

@@ -1,4 +1,4 @@
-"""What retrievers share that know users and items by their ids, and by the graph of who chose what."""
+"""What retrievers share that know users and items by the graph of who chose what."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from recstack import losses
-from recstack.errors import ConfigError, DataError, SchemaError, TrainingError
+from recstack.errors import ConfigError, DataError, TrainingError
 from recstack.features import tasks
-from recstack.features.columns import column
-from recstack.features.tables import check_ids
-from recstack.models.base import Retriever
 from recstack.models.counting import user_items
-from recstack.models.scored import chosen_only, require_known
+from recstack.models.id_tables import IdTables
+from recstack.models.scored import chosen_only
 from recstack.nn.graph.propagation import Propagation
 from recstack.schema import Schema
 
@@ -24,52 +22,6 @@ if TYPE_CHECKING:
     from recstack.data import Columns
 
 Batch = Mapping[str, Tensor]
-
-
-class IdTables(Retriever):
-    """A vector for each user id and each item id, `users` and `items`; rows 0 are padding and stay zeros.
-
-    A user whom training has not met is refused, in one sentence.
-
-    Args:
-        schema: a fitted schema with a user and an item key.
-        dim: width of the vectors.
-        std: deviation of the initial ones.
-    """
-
-    needs: ClassVar[tuple[str, ...]] = ("user", "item")
-
-    def __init__(self, schema: Schema, dim: int, *, std: float):
-        super().__init__(schema)
-        if schema.user is None or schema.item is None:
-            raise SchemaError(
-                f"{type(self).__name__} needs a user key and an item key: a Categorical of each role, or user=, item=."
-            )
-        self.user, self.item = schema.user, schema.item
-        sizes = [schema.feature(name).size for name in (self.user, self.item)]  # type: ignore[attr-defined]
-        self.users, self.items = (nn.Embedding(size, dim, padding_idx=0) for size in sizes)  # type: ignore[arg-type]
-        for table in (self.users, self.items):
-            nn.init.normal_(table.weight[1:], std=std)
-
-    def user_vectors(self, batch: Batch) -> Tensor:
-        return F.embedding(self._ids(batch, self.user), self.users.weight).unsqueeze(-2)
-
-    def item_vectors(self, batch: Batch) -> Tensor:
-        return F.embedding(self._ids(batch, self.item), self.items.weight)
-
-    def _ids(self, batch: Batch, key: str) -> Tensor:
-        ids = column(batch, key)
-        check_ids(ids, key, (self.users if key == self.user else self.items).num_embeddings)
-        return ids
-
-    def _users(self, requests: Any) -> Tensor:
-        require_known(self, requests)
-        return super()._users(requests)
-
-    @property
-    def task(self) -> Any:
-        """The task that is learned: the schema's first."""
-        return next(t for t in self.schema.tasks if not t.derived)
 
 
 class Smoothed(IdTables):
@@ -159,8 +111,7 @@ class Smoothed(IdTables):
         return F.embedding(self._ids(batch, self.item), self.smoothed()[1])
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        score = self._score(batch)
-        return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
+        return tasks.of_score(self._score(batch), self.schema)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         if not self.propagation.columns.numel():

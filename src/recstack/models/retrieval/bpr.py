@@ -8,24 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recstack import losses
-from recstack.errors import ConfigError, SchemaError, unknown
-from recstack.features.columns import column
-from recstack.features.tables import check_ids
+from recstack.errors import ConfigError, unknown
 from recstack.features.tasks import target
 from recstack.kernels.factorisation import bpr_epoch
-from recstack.models.base import Retriever
 from recstack.models.counting import user_items
-from recstack.models.scored import require_known
+from recstack.models.id_tables import IdTables
 from recstack.schema import Schema
 
 Batch = Mapping[str, Tensor]
 
 
-class BPR(Retriever):
+class BPR(IdTables):
     r"""Matrix factorisation that puts what a user chose above what they did not.
 
     .. math:: \min \sum_{(u, i, j)} \mathrm{softplus}(-x_{uij}) + \tfrac{\lambda}{2}
@@ -60,7 +56,6 @@ class BPR(Retriever):
     torch.Size([3, 5])
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("user", "item")
     trainer: ClassVar[dict[str, Any]] = {"optimizer": "adam", "lr": 1e-3, "batch_size": 2048, "negatives": 1}
 
     def __init__(
@@ -76,45 +71,23 @@ class BPR(Retriever):
         task: str | None = None,
         seed: int = 0,
     ):
-        super().__init__(schema)
+        super().__init__(schema, dim, std=0.1)
         if sampling not in ("interaction", "user"):
             raise unknown("sampling of BPR", sampling, ("interaction", "user"))
         if drawn < 1:
             raise ConfigError(f"drawn is at least 1; got {drawn}.")
-        if schema.user is None or schema.item is None:
-            raise SchemaError("BPR needs a user key and an item key: a Categorical of each role, or user=, item=.")
-        self.user, self.item = schema.user, schema.item
         self.sampling, self.drawn, self.epochs, self.lr, self.l2, self.seed = sampling, drawn, epochs, lr, l2, seed
         self.positive = None if task is None else schema.task(task).name
-        sizes = [schema.feature(name).size for name in (self.user, self.item)]  # type: ignore[attr-defined]
-        self.users, self.items = (nn.Embedding(size, dim, padding_idx=0) for size in sizes)  # type: ignore[arg-type]
         for table in (self.users, self.items):
-            nn.init.normal_(table.weight, std=0.1)
-            nn.init.zeros_(table.weight[:2])  # padding, and who is not known
-
-    def user_vectors(self, batch: Batch) -> Tensor:
-        return self._rows(batch, self.user, self.users).unsqueeze(-2)
-
-    def item_vectors(self, batch: Batch) -> Tensor:
-        return self._rows(batch, self.item, self.items)
-
-    def _rows(self, batch: Batch, key: str, table: nn.Embedding) -> Tensor:
-        ids = column(batch, key)
-        check_ids(ids, key, table.num_embeddings)
-        return F.embedding(ids, table.weight, padding_idx=0)
-
-    def _users(self, requests: Any) -> Tensor:
-        require_known(self, requests)
-        return super()._users(requests)
+            nn.init.zeros_(table.weight[1])  # who is not known
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        task = next(t for t in self.schema.tasks if not t.derived)
-        label, where, weight = target(batch, self.schema, task)
-        user, item = self._rows(batch, self.user, self.users).float(), self._rows(batch, self.item, self.items).float()
-        score = (user.unsqueeze(-2) * item).sum(-1)
+        label, where, weight = target(batch, self.schema, self.task)
+        user, item = self.user_vectors(batch).float(), self.item_vectors(batch).float()
+        score = (user * item).sum(-1)
         length = user.square().sum() + (item * where.unsqueeze(-1)).square().sum()
         pairs = losses.bpr(score, label, where=where, weight=weight)
-        return {task.name: pairs, "l2": self.l2 / 2 * length / len(user)}
+        return {self.task.name: pairs, "l2": self.l2 / 2 * length / len(user)}
 
     def fit(self, train: Any, valid: Any = None, *, progress: bool = True, **options: Any) -> Self:  # type: ignore[override]
         """Learn from a Log or Columns by the paper's steps; with options of a Trainer by that, in batches."""

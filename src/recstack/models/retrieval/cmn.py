@@ -18,7 +18,7 @@ from recstack.errors import ConfigError, TrainingError
 from recstack.features import tasks
 from recstack.kernels.cooccurrence import transpose
 from recstack.models.counting import user_items
-from recstack.models.graph import IdTables
+from recstack.models.id_tables import IdTables
 from recstack.models.scored import best_of_all, require_known
 from recstack.nn.mlp import linear
 from recstack.nn.sequence.attention import masked_softmax
@@ -118,8 +118,7 @@ class CMN(IdTables):
         self.near = torch.from_numpy(near).to(self.near.device)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        score = self._score(self._ids(batch, self.user), self._ids(batch, self.item))
-        return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
+        return tasks.of_score(self._score(self._ids(batch, self.user), self._ids(batch, self.item)), self.schema)
 
     def _score(self, users: Tensor, items: Tensor) -> Tensor:
         """User ids ``[R]`` and item ids ``[R, L]`` to ``[R, L]`` float32; items of like many neighbours are read together."""

@@ -9,20 +9,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recstack.errors import SchemaError
-from recstack.features.columns import column
-from recstack.features.tables import check_ids
-from recstack.models.base import Retriever
-from recstack.models.scored import require_known
+from recstack.models.id_tables import IdTables
 from recstack.schema import Schema
 
 Batch = Mapping[str, Tensor]
 
 
-class GMF(Retriever):
+class GMF(IdTables):
     r"""Matrix factorisation whose dimensions have weights, trained to tell what was chosen from what was drawn.
 
     .. math:: s(u, i) = h^\top (p_u \odot q_i), \qquad L = -\sum y \log \sigma(s) + (1 - y) \log(1 - \sigma(s))
@@ -47,31 +42,11 @@ class GMF(Retriever):
     torch.Size([3, 5])
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("user", "item")
     trainer: ClassVar[dict[str, Any]] = {"optimizer": "adam", "lr": 1e-3, "batch_size": 256, "negatives": 4}
 
     def __init__(self, schema: Schema, *, dim: int = 8):
-        super().__init__(schema)
-        if schema.user is None or schema.item is None:
-            raise SchemaError("GMF needs a user key and an item key: a Categorical of each role, or user=, item=.")
-        self.user, self.item = schema.user, schema.item
-        sizes = [schema.feature(name).size for name in (self.user, self.item)]  # type: ignore[attr-defined]
-        self.users, self.items = (nn.Embedding(size, dim, padding_idx=0) for size in sizes)  # type: ignore[arg-type]
+        super().__init__(schema, dim, std=0.01)
         self.head = nn.Parameter(torch.empty(dim).uniform_(-1, 1) * (3 / dim) ** 0.5)  # LeCun's uniform
-        for table in (self.users, self.items):
-            nn.init.normal_(table.weight[1:], std=0.01)
 
     def user_vectors(self, batch: Batch) -> Tensor:
-        return (self._rows(batch, self.user, self.users) * self.head).unsqueeze(-2)
-
-    def item_vectors(self, batch: Batch) -> Tensor:
-        return self._rows(batch, self.item, self.items)
-
-    def _rows(self, batch: Batch, key: str, table: nn.Embedding) -> Tensor:
-        ids = column(batch, key)
-        check_ids(ids, key, table.num_embeddings)
-        return F.embedding(ids, table.weight, padding_idx=0)
-
-    def _users(self, requests: Any) -> Tensor:
-        require_known(self, requests)
-        return super()._users(requests)
+        return super().user_vectors(batch) * self.head

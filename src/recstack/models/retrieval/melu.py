@@ -91,8 +91,7 @@ class MeLU(Retriever):
         ids = column(batch, self.schema.item)  # type: ignore[arg-type]
         items = self.item_vectors(batch)
         items = items.view(*ids.shape, items.shape[-1])  # lists of values do not say whose they are
-        score = self._score(self.user_vectors(batch)[:, 0], items)
-        return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
+        return tasks.of_score(self._score(self.user_vectors(batch)[:, 0], items), self.schema)
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """``[R, 1, W]``: what the user is, and their weights; an inner product with an item says nothing."""

@@ -9,22 +9,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recstack.errors import ConfigError, SchemaError
+from recstack.errors import ConfigError
 from recstack.features import tasks
-from recstack.features.columns import column
-from recstack.features.tables import check_ids
-from recstack.models.base import Retriever
-from recstack.models.scored import best_of_all, require_known
+from recstack.models.id_tables import IdTables
+from recstack.models.scored import best_of_all
 from recstack.nn.mlp import MLP
 from recstack.schema import Schema
 
 Batch = Mapping[str, Tensor]
 
 
-class NeuMF(Retriever):
+class NeuMF(IdTables):
     r"""A weighted inner product and an MLP, each with tables of its own, meet in one layer.
 
     .. math:: s(u, i) = h^\top \big[\, p_u \odot q_i \,;\, \mathrm{MLP}([p'_u; q'_i]) \,\big] + b
@@ -57,28 +54,18 @@ class NeuMF(Retriever):
     torch.Size([3, 5])
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("user", "item")
     trainer: ClassVar[dict[str, Any]] = {"optimizer": "adam", "lr": 1e-3, "batch_size": 256, "negatives": 4}
 
     def __init__(self, schema: Schema, *, dim: int = 8, mlp_dim: int = 32, hidden: Sequence[int] = (32, 16, 8)):
-        super().__init__(schema)
-        if schema.user is None or schema.item is None:
-            raise SchemaError("NeuMF needs a user key and an item key: a Categorical of each role, or user=, item=.")
-        self.user, self.item = schema.user, schema.item
+        super().__init__(schema, dim + mlp_dim, std=0.01)  # the factors of both parts side by side: one gather
         self.dim, self.mlp_dim, self.hidden = dim, mlp_dim, tuple(hidden)
-        sizes = [schema.feature(name).size for name in (self.user, self.item)]  # type: ignore[attr-defined]
-        # the factors of both parts side by side: one gather
-        self.users, self.items = (nn.Embedding(size, dim + mlp_dim, padding_idx=0) for size in sizes)  # type: ignore[arg-type]
-        for table in (self.users, self.items):
-            nn.init.normal_(table.weight[1:], std=0.01)
         self.mlp = MLP(2 * mlp_dim, hidden)
         self.head = nn.Linear(dim + self.mlp.width, 1)
         nn.init.uniform_(self.head.weight, -((3 / self.head.in_features) ** 0.5), (3 / self.head.in_features) ** 0.5)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        score = self._score(self.user_vectors(batch)[:, 0], self.item_vectors(batch))
-        return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
+        return tasks.of_score(self._score(self.user_vectors(batch)[:, 0], self.item_vectors(batch)), self.schema)
 
     def _score(self, user: Tensor, item: Tensor) -> Tensor:
         """``[R, W]`` and ``[R, L, W]``, or ``[N, W]`` for the same items for all, to ``[R, L]`` float32."""
@@ -90,16 +77,11 @@ class NeuMF(Retriever):
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """``[R, 1, dim + mlp_dim]``: what the network reads of a user; its inner product with an item says nothing."""
-        return self._rows(batch, self.user, self.users).unsqueeze(-2)
+        return super().user_vectors(batch)
 
     def item_vectors(self, batch: Batch) -> Tensor:
         """``[N, dim + mlp_dim]``: what the network reads of an item."""
-        return self._rows(batch, self.item, self.items)
-
-    def _rows(self, batch: Batch, key: str, table: nn.Embedding) -> Tensor:
-        ids = column(batch, key)
-        check_ids(ids, key, table.num_embeddings)
-        return F.embedding(ids, table.weight, padding_idx=0)
+        return super().item_vectors(batch)
 
     def pretrain(self, gmf: Any, mlp: Any, alpha: float = 0.5) -> Self:
         """Start from a trained GMF and a trained MLP (a `NeuMF` with ``dim=0``), h being α times the one's, 1 - α the other's.
@@ -126,10 +108,6 @@ class NeuMF(Retriever):
         return self
 
     # -- every item is scored -----------------------------------------------------------------------------------------
-    def _users(self, requests: Any) -> Tensor:
-        require_known(self, requests)
-        return super()._users(requests)
-
     def search(self, requests: Any, k: int, exclude_seen: bool, allowed: Tensor) -> tuple[Tensor, Tensor]:
         def scores(part: Any) -> Tensor:
             return self._score(self._users(part)[:, 0], self.catalog_vectors())

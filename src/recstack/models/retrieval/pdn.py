@@ -155,15 +155,13 @@ class PDN(Retriever):
         return y
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return self._logits(self.strength(batch))
+        return tasks.of_score(rate_logit(self.strength(batch)), self.schema)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Each task's own; the bias takes part."""
-        return tasks.losses(self._logits(self.strength(batch, bias=True)), batch, self.schema)
-
-    def _logits(self, y: Tensor) -> dict[str, Tensor]:
-        score = rate_logit(y)
-        return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
+        return tasks.losses(
+            tasks.of_score(rate_logit(self.strength(batch, bias=True)), self.schema), batch, self.schema
+        )
 
     # -- the edges -----------------------------------------------------------------------------------------------------
     def prepare(self, train: Columns) -> None:

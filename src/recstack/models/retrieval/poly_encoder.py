@@ -109,7 +109,7 @@ class PolyEncoder(ReadsPrefixes):
         items = self.item_vectors({self.schema.item: ids.flatten()}).view(*ids.shape, -1)  # type: ignore[dict-item]
         with torch.autocast(users.device.type, enabled=False):
             score = attended(items.float() @ users.float().transpose(1, 2))
-        return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
+        return tasks.of_score(score, self.schema)
 
     def search(self, requests: Requests, k: int, exclude_seen: bool, allowed: Tensor) -> tuple[Tensor, Tensor]:
         cells = (1 << 24) // len(self.codes)

@@ -150,8 +150,7 @@ class RCF(Retriever):
         return self.score_items(self.user_vectors(batch).squeeze(-2), *self._steps(batch), targets)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        score = self._score(batch)
-        return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
+        return tasks.of_score(self._score(batch), self.schema)
 
     # -- training ------------------------------------------------------------------------------------------------------
     def prepare(self, train: Columns) -> None:

@@ -167,7 +167,7 @@ class TDM(Structured, NextItem):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         ids = column(batch, self.item.name)
         score = self.score(self.user_vectors(batch), self.item_vectors(batch).view(*ids.shape, -1)).squeeze(1)
-        return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
+        return tasks.of_score(score, self.schema)
 
     def _items(self) -> Tensor:
         """Vectors of the items, id 1 first."""

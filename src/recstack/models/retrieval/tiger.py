@@ -137,8 +137,7 @@ class TIGER(Retriever):
         items = column(batch, self.schema.item)  # type: ignore[arg-type]
         check_ids(items, self.schema.item, self.size)  # type: ignore[arg-type]
         memory, live, _ = self.read(batch)
-        score = self._score(items, memory, live)
-        return {t.name: tasks.lifted(score, t) for t in self.schema.tasks} or {"score": score}
+        return tasks.of_score(self._score(items, memory, live), self.schema)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The codes of the next item after each step, and before the first; the last is the target, if its label is positive."""

@@ -17,7 +17,7 @@ from recstack.errors import ConfigError, TrainingError
 from recstack.features import tasks
 from recstack.kernels.cooccurrence import scaled_counts
 from recstack.models.counting import user_items
-from recstack.models.graph import IdTables
+from recstack.models.id_tables import IdTables
 from recstack.schema import Schema
 
 if TYPE_CHECKING:
