@@ -120,6 +120,17 @@ def test_product_under_autocast_is_float32():
         assert losses.product_logit(torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2)).dtype == torch.float32
 
 
+def test_the_logit_of_a_rate():
+    """p = 1 - exp(-y), from rates that vanish to rates at which it is sure; finite in value and gradient."""
+    y = torch.tensor([1e-38, 1e-6, 0.3, 1.0, 20.0, 1e4], requires_grad=True)
+    z = losses.rate_logit(y)
+    assert_close(z[1:4].double().sigmoid(), 1 - (-y[1:4].double()).exp(), rtol=1e-5, atol=0)
+    assert_close(z[4:], y[4:])
+    (slope,) = torch.autograd.grad(z.sum(), y)
+    assert z.isfinite().all()
+    assert slope.isfinite().all()
+
+
 def test_a_name_finds_its_loss():
     assert all(losses.get(name) is loss for name, loss in losses.LOSSES.items())
     assert losses.get(losses.gbce) is losses.gbce
