@@ -76,7 +76,7 @@ class SimGCL(Smoothed):
         for _ in range(self.layers):
             users, items = self.propagation.hop(users, items)
             if noise:
-                users, items = (x + noise * x.sign() * F.normalize(torch.rand_like(x), dim=-1) for x in (users, items))
+                users, items = (x + _push(x.detach(), noise) for x in (users, items))
             totals = [total + x for total, x in zip(totals, (users, items), strict=True)]
         return totals[0] / self.layers, totals[1] / self.layers
 
@@ -92,3 +92,10 @@ class SimGCL(Smoothed):
             own = torch.arange(len(met), device=met.device)
             contrast = contrast + losses.full_softmax(one, other, own, temperature=self.temperature, chunk=CHUNK)
         return super().losses(batch) | {"contrast": self.contrast * contrast}
+
+
+def _push(x: Tensor, length: float) -> Tensor:
+    """Of that length, in a direction drawn from the orthant of each row of x; zeros stay zeros."""
+    drawn = torch.rand_like(x)
+    scale = length / drawn.norm(dim=-1, keepdim=True)
+    return drawn.mul_(x.sign()).mul_(scale)
