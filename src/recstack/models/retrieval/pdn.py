@@ -213,7 +213,7 @@ class PDN(Retriever):
         path = torch.repeat_interleave(starts[begin] - (count.cumsum(0) - count), count) + torch.arange(
             int(count.sum())
         )
-        place = torch.repeat_interleave(row, count) * self.size + self.edges.targets.cpu()[path]
+        place = torch.repeat_interleave(row, count) * self.size + self.edges.keys.cpu()[path] % self.size
         y.view(-1).index_add_(0, place, F.softplus(torch.repeat_interleave(t[live].float(), count) + s[path]))
         return rate_logit(y)
 
